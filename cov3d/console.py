@@ -1,0 +1,87 @@
+"""What people see while cov3d works: messages and progress on standard error, names always made printable."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+SECONDS_BETWEEN_LINES = 10.0
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Show errors and results only."""
+    global _quiet
+    _quiet = quiet
+
+
+def say(message: str) -> None:
+    """Print a message for the user on standard error, unless ``--quiet``."""
+    if not _quiet:
+        complain(message)
+
+
+def complain(message: str) -> None:
+    """Print an error on standard error, ``--quiet`` or not."""
+    print(printable(message), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def show(result: str) -> None:
+    """Print a result on standard output."""
+    print(printable(result), flush=True)  # noqa: T201
+
+
+def printable(text: str) -> str:
+    """Text with control characters and undecodable bytes as ``\\x1b``: data on the screen, never commands to a terminal."""
+    text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e]", lambda m: repr(m.group())[1:-1], text)
+    return text.encode("utf-8", errors="backslashreplace").decode()
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """A key that sorts scan 2 before scan 10."""
+    return [(0, int(part), "") if re.fullmatch("[0-9]{1,18}", part) else (1, 0, part) for part in re.split(r"([0-9]+)", name)]
+
+
+@contextmanager
+def progress(total: int, verb: str) -> Iterator[Callable[[str], None]]:
+    """Show how far a long work is: a bar on a terminal, else a line every so often.
+
+    Yields a function to call after each item with what is to be said beside the count.
+    """
+    if _quiet or total == 0:
+        yield lambda text="": None
+    elif sys.stderr.isatty():
+        with _bar(total, verb) as step:
+            yield step
+    else:
+        yield _lines(total, verb)
+
+
+@contextmanager
+def _bar(total: int, verb: str) -> Iterator[Callable[[str], None]]:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[text]}"), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(escape(verb), total=total, text="")
+        yield lambda text="": bar.update(task, advance=1, text=escape(printable(text)))
+
+
+def _lines(total: int, verb: str) -> Callable[[str], None]:
+    begin = last = time.monotonic()
+    done = 0
+
+    def step(text: str = "") -> None:
+        nonlocal done, last
+        done += 1
+        now = time.monotonic()
+        if done == total or now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            say(f"{verb}: {done} of {total}, {now - begin:.0f} s {text}".rstrip())
+
+    return step
