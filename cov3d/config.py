@@ -1,0 +1,190 @@
+"""Every setting: its name, type, default, help and limits, and the combinations that cannot be.
+
+A group of settings is a frozen dataclass. :mod:`cov3d.options` turns its fields into command-line options; the whole
+group travels down to the functions it steers, into the run's ``config.json`` and into the model file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from cov3d.errors import SettingError
+from cov3d.labels import TASKS
+
+Task = Literal["presence", "severity", "both"]
+Architecture = Literal["resnet18", "mc3-18", "r2plus1d-18"]
+
+# λ of the joint loss: how much severity counts, by what the model is kept for.
+SEVERITY_FACTOR = {"presence": 0.1, "severity": 0.9, "both": 0.5}
+
+Settings = TypeVar("Settings")
+
+
+def option(default: Any, help: str, **limits: Any) -> Any:
+    """A field of a settings group: one default, one help text, and ``min`` and ``max`` where there are any."""
+    return field(default=default, metadata={"help": help, **limits})
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a scan becomes a tensor. Whatever changes a voxel stands here, and so in the cache's key and the model file."""
+
+    width: int = option(256, "Width and height of a cached scan, in voxels.", min=16, max=2048)
+    depth: int | None = option(None, "Slices of a cached scan; half the width if not said.", min=1, max=2048)
+    window_low: float = option(-1150.0, "HU that becomes black; scans in grey levels are taken as already windowed.")
+    window_high: float = option(350.0, "HU that becomes white.")
+
+    def __post_init__(self) -> None:
+        _check_limits(self)
+        if self.depth is None:
+            if self.width % 2:
+                raise SettingError(
+                    f"--width {self.width} is odd, so half of it is no number of slices; "
+                    f"choose {self.width + 1}, or say --depth"
+                )
+            object.__setattr__(self, "depth", self.width // 2)
+        if not self.window_low < self.window_high:
+            raise SettingError(f"the window {self.window_low:g}…{self.window_high:g} HU is empty; its low end comes first")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(D, H, W)`` in voxels."""
+        assert self.depth is not None  # __post_init__ has set it
+        return self.depth, self.width, self.width
+
+
+@dataclass(frozen=True)
+class NetSettings:
+    """Which network."""
+
+    architecture: Architecture = option("resnet18", "The network: a 3D ResNet of torchvision's video family.")
+    base_width: int = option(64, "Channels of the first stage; 64 is published, 8 to 16 train on a CPU.", min=2, max=256)
+    pool: Literal["avg", "max"] = option("avg", "How features are pooled over the volume.")
+    dropout: float = option(0.5, "Share of features dropped after each stage and in the head.", min=0.0, max=0.95)
+    penultimate: int = option(512, "Features of the head's hidden layer.", min=1)
+
+    def __post_init__(self) -> None:
+        _check_limits(self)
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The joint loss over presence and severity."""
+
+    severity_factor: float | None = option(
+        None, "λ, the share of severity in the loss; .1, .9, .5 for presence, severity, both.", min=0.0, max=1.0
+    )
+    presence_smoothing: float = option(0.1, "Label smoothing of presence.", min=0.0, max=0.5)
+    severity_smoothing: float = option(0.1, "Label smoothing between neighbouring severities.", min=0.0, max=0.9)
+
+    def __post_init__(self) -> None:
+        _check_limits(self)
+
+    def factor(self, task: Task) -> float:
+        """λ for a task."""
+        return SEVERITY_FACTOR[task] if self.severity_factor is None else self.severity_factor
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is fitted."""
+
+    epochs: int = option(40, "Passes over the training scans.", min=1)
+    batch_size: int = option(2, "Scans in a batch.", min=1)
+    accumulate: int = option(1, "Batches summed before a step of the optimiser.", min=1)
+    learning_rate: float = option(1e-4, "Highest learning rate of the 1cycle schedule.", min=0.0)
+    weight_decay: float = option(0.01, "Decoupled weight decay.", min=0.0)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto", "Precision of the forward pass; auto is bf16 or fp16 on a GPU and fp32 on a CPU."
+    )
+    reflection: bool = option(True, "Reflect half of the training scans left to right.")
+    validation_fraction: float | None = option(
+        None,
+        "Hold this share of the training scans out to choose the epoch by; if not said, the study's own validation "
+        "scans, or .2 where it has none.",
+        min=0.01,
+        max=0.9,
+    )
+    weights: str = option("kinetics", "Weights to start from: kinetics, none, or a file.")
+    seed: int = option(0, "Seed of everything that is drawn.", min=0)
+
+    def __post_init__(self) -> None:
+        _check_limits(self)
+        if self.learning_rate == 0:
+            raise SettingError("--learning-rate 0 learns nothing; the published rate is 1e-4")
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How answers are made."""
+
+    tta: bool = option(True, "Average over the scan and its left-right reflection.")
+    threshold: float = option(0.5, "COVID-19 is called at this probability or above.", min=0.0, max=1.0)
+
+    def __post_init__(self) -> None:
+        _check_limits(self)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the work is done."""
+
+    device: str = option("auto", "auto, cpu, cuda, or cuda:1.")
+    workers: int | None = option(None, "Processes that read scans; if not said, one a core.", min=1, max=256)
+    timeout: float = option(600.0, "Seconds after which a scan is given up.", min=1.0)
+
+    def __post_init__(self) -> None:
+        _check_limits(self)
+        import re
+
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise SettingError(f"--device {self.device!r} is not one of auto, cpu, cuda, cuda:1")
+
+    @property
+    def processes(self) -> int:
+        """Worker processes: as many as asked for, else as many as there are cores for this process."""
+        if self.workers is not None:
+            return self.workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, min(cores, 32))
+
+
+def check_task(task: str) -> Task:
+    """The task, if it is one."""
+    if task not in TASKS:
+        raise SettingError(f"--task {task!r} is not one of {', '.join(TASKS)}")
+    return task  # type: ignore[return-value]
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """A settings group as plain values for JSON."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}
+
+
+def from_dict(group: type[Settings], values: Mapping[str, Any], source: str) -> Settings:
+    """A settings group back from JSON; ``source`` names the file in the error."""
+    known = {f.name for f in fields(group)}  # type: ignore[arg-type]
+    if not isinstance(values, Mapping) or set(values) != known:
+        differing = sorted(set(values) ^ known) if isinstance(values, Mapping) else [type(values).__name__]
+        raise SettingError(
+            f"{source}: its {group.__name__} settings differ from this version's in {', '.join(differing)}; "
+            "use the version of cov3d that wrote it"
+        )
+    try:
+        return group(**values)
+    except TypeError as error:
+        raise SettingError(f"{source}: {group.__name__} settings are damaged: {error}") from error
+
+
+def _check_limits(settings: Any) -> None:
+    for f in fields(settings):
+        value, low, high = getattr(settings, f.name), f.metadata.get("min"), f.metadata.get("max")
+        if value is None:
+            continue
+        if (low is not None and not value >= low) or (high is not None and not value <= high):
+            wanted = f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
+            raise SettingError(f"--{f.name.replace('_', '-')} {value} is out of range; expected {wanted}")
