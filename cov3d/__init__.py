@@ -37,7 +37,7 @@ ROOMS = {
     "evaluate": "cov3d.results.evaluate",
 }
 
-__all__ = ["ROOMS", *ROOMS]  # noqa: PLE0604  # the names are resolved below
+__all__ = ["ROOMS", *ROOMS]  # the names are resolved below
 
 
 def __getattr__(name: str) -> Any:

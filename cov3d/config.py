@@ -48,7 +48,9 @@ class Preprocessing:
                 )
             object.__setattr__(self, "depth", self.width // 2)
         if not self.window_low < self.window_high:
-            raise SettingError(f"the window {self.window_low:g}…{self.window_high:g} HU is empty; its low end comes first")
+            raise SettingError(
+                f"the window {self.window_low:g}…{self.window_high:g} HU is empty; its low end comes first"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -62,7 +64,9 @@ class NetSettings:
     """Which network."""
 
     architecture: Architecture = option("resnet18", "The network: a 3D ResNet of torchvision's video family.")
-    base_width: int = option(64, "Channels of the first stage; 64 is published, 8 to 16 train on a CPU.", min=2, max=256)
+    base_width: int = option(
+        64, "Channels of the first stage; 64 is published, 8 to 16 train on a CPU.", min=2, max=256
+    )
     pool: Literal["avg", "max"] = option("avg", "How features are pooled over the volume.")
     dropout: float = option(0.5, "Share of features dropped after each stage and in the head.", min=0.0, max=0.95)
     penultimate: int = option(512, "Features of the head's hidden layer.", min=1)

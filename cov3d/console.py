@@ -42,7 +42,10 @@ def printable(text: str) -> str:
 
 def natural(name: str) -> list[tuple[int, int, str]]:
     """A key that sorts scan 2 before scan 10."""
-    return [(0, int(part), "") if re.fullmatch("[0-9]{1,18}", part) else (1, 0, part) for part in re.split(r"([0-9]+)", name)]
+    return [
+        (0, int(part), "") if re.fullmatch("[0-9]{1,18}", part) else (1, 0, part)
+        for part in re.split(r"([0-9]+)", name)
+    ]
 
 
 @contextmanager

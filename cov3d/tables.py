@@ -34,7 +34,9 @@ def read_table(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
     ragged = [str(number) for number, row in enumerate(rows, 1) if row and len(row) != len(columns)]
     if ragged:
         lines = ", ".join(ragged[:5])
-        raise StudyError(f"{path}: {len(ragged)} rows do not have {len(columns)} cells as the header does: rows {lines}")
+        raise StudyError(
+            f"{path}: {len(ragged)} rows do not have {len(columns)} cells as the header does: rows {lines}"
+        )
     return columns, [{c: _plain(cell) for c, cell in zip(columns, row, strict=True)} for row in rows[1:] if row]
 
 
