@@ -1,0 +1,1 @@
+"""The station of scans: from a file on disk to a cached tensor."""

@@ -1,0 +1,228 @@
+"""The cache: every scan of a study as a tensor on disk, made once.
+
+``cache/<D>x<H>x<W>-<key>/<scan id>.pt`` holds one uint8 tensor ``(1, D, H, W)``; beside it ``<scan id>.json`` says what
+it was made from and vouches for it. ``manifest.csv`` gathers these for people, ``failures.csv`` lists what failed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cov3d.commit import TEMPORARY_PREFIX, check_writable, commit, commit_json
+from cov3d.config import Machine, Preprocessing, from_dict, to_dict
+from cov3d.console import natural, progress
+from cov3d.errors import Cov3dError, ScanError, SettingError
+from cov3d.scans.preprocess import preprocess_with_warnings
+from cov3d.scans.read import read, scan_files
+from cov3d.scans.study import Row
+from cov3d.scans.workers import each
+from cov3d.tables import write_table
+
+# Raise it when the same scan and settings give other voxels than before.
+CACHE_VERSION = 1
+MANIFEST = ("scan", "source", "fingerprint", "file", "sha256", "slices", "spacing", "warnings", "seconds")
+FAILURES = ("scan", "stage", "file", "message")
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A filled cache: what is in it, and what failed."""
+
+    folder: Path
+    entries: dict[str, dict[str, Any]]  # by scan
+    failures: dict[str, str]  # by scan: the cause
+    made: int
+
+    def load(self, scan: str) -> torch.Tensor:
+        """The tensor of a scan, uint8 ``(1, D, H, W)``."""
+        file = self.folder / self.entries[scan]["file"]
+        try:
+            tensor = torch.load(file, weights_only=True)
+        except Exception as error:
+            raise Cov3dError(f"{file}: damaged cache file; delete it and run again") from error
+        if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.uint8 or tensor.ndim != 4:
+            raise Cov3dError(f"{file}: not a tensor of this cache; delete it and run again")
+        return tensor
+
+
+def cache_folder(root: Path, settings: Preprocessing) -> Path:
+    """Where scans of these settings lie: every setting that changes a voxel, and the cache's version, is in the name."""
+    described = json.dumps({"version": CACHE_VERSION, **to_dict(settings)}, sort_keys=True)
+    depth, height, width = settings.shape
+    return root / f"{depth}x{height}x{width}-{hashlib.sha256(described.encode()).hexdigest()[:10]}"
+
+
+def fill_cache(
+    rows: Sequence[Row], settings: Preprocessing, root: str | Path = "cache", machine: Machine | None = None
+) -> Cache:
+    """Make what the cache lacks, in worker processes, and list what cannot be made.
+
+    A scan is made again when its files have changed; a scan that failed is tried again.
+
+    Raises:
+        Cov3dError: the cache cannot be written.
+        SettingError: the cache would lie inside a scan.
+    """
+    machine = machine or Machine()
+    folder = cache_folder(Path(root), settings)
+    _check_apart(rows, Path(root))
+    check_writable(folder)
+    _sweep(folder)
+    commit_json(folder / "settings.json", {"version": CACHE_VERSION, **to_dict(settings)})
+    entries: dict[str, dict[str, Any]] = {}
+    missing: list[Row] = []
+    for row in rows:
+        entry = _entry(folder, row)
+        if entry is None:
+            missing.append(row)
+        else:
+            entries[row.scan] = entry
+    jobs = [
+        {"scan": row.scan, "path": str(row.path), "folder": str(folder), "settings": to_dict(settings)}
+        for row in missing
+    ]
+    failures: dict[str, str] = {}
+    with progress(len(jobs), "preprocess") as step:
+        for outcome in each(make_entry, jobs, machine.processes, machine.timeout):
+            row = missing[outcome.index]
+            if outcome.error:
+                failures[row.scan] = outcome.error
+            else:
+                entries[row.scan] = outcome.answer
+            step(row.scan)
+    _write_lists(folder, rows, failures)
+    return Cache(folder, entries, failures, made=len(jobs) - len(failures))
+
+
+def make_entry(job: dict[str, Any]) -> tuple[dict[str, Any], tuple[bytes, ...]]:
+    """Preprocess one scan into the cache: the tensor first, then the entry that vouches for it. Runs in a worker."""
+    begin = time.monotonic()
+    path, folder = Path(job["path"]), Path(job["folder"])
+    stem = entry_stem(job["scan"])
+    before = stat_fingerprint(path)
+    content = content_fingerprint(path)
+    old = _read_json(folder / f"{stem}.json")
+    if old and old.get("content") == content and _is_whole(folder, old):  # files were touched, not changed
+        entry = {**old, "fingerprint": before}
+    else:
+        scan = read(path)
+        array, warnings = preprocess_with_warnings(scan, from_dict(Preprocessing, job["settings"], "job"))
+        if stat_fingerprint(path) != before:
+            raise ScanError(path, "changed while it was read; run again when it is copied whole")
+        entry = {
+            "scan": job["scan"],
+            "source": path.name,
+            "fingerprint": before,
+            "content": content,
+            "file": f"{stem}.pt",
+            **_save(folder / f"{stem}.pt", array),
+            "slices": len(scan.slices),
+            "spacing": scan.spacing,
+            "warnings": list(warnings),
+            "seconds": round(time.monotonic() - begin, 3),
+        }
+    commit_json(folder / f"{stem}.json", entry)
+    return entry, ()
+
+
+def _save(path: Path, array: np.ndarray) -> dict[str, Any]:
+    commit(path, lambda file: torch.save(torch.from_numpy(array), file))
+    data = path.read_bytes()
+    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+
+
+def entry_stem(scan: str) -> str:
+    """A file name for a scan that no scan's name can lead out of the cache, and no two scans share."""
+    readable = re.sub(r"[^A-Za-z0-9_.-]+", "-", scan).strip(".-")[-80:]
+    data = scan.encode("utf-8", errors="surrogateescape")
+    return f"{readable}-{hashlib.sha256(data).hexdigest()[:8]}"
+
+
+def stat_fingerprint(path: Path) -> str:
+    """A hash of names, sizes and times of a scan's files: quick to take, and changed by any touch."""
+    stats = [(file.name, file.stat()) for file in scan_files(path)]
+    return _hash([(name, status.st_size, status.st_mtime_ns) for name, status in stats])
+
+
+def content_fingerprint(path: Path) -> str:
+    """A hash of names and bytes of a scan's files: changed by a change only."""
+    parts = []
+    for file in scan_files(path):
+        try:
+            with file.open("rb") as opened:
+                parts.append((file.name, hashlib.file_digest(opened, "sha256").hexdigest()))
+        except OSError:
+            parts.append((file.name, "unreadable"))
+    return _hash(parts)
+
+
+def _hash(parts: Sequence[tuple]) -> str:
+    return hashlib.sha256(repr(list(parts)).encode("utf-8", errors="surrogateescape")).hexdigest()[:32]
+
+
+def _entry(folder: Path, row: Row) -> dict[str, Any] | None:
+    """The entry of a scan, if it is there, whole, and made from the files as they are."""
+    entry = _read_json(folder / f"{entry_stem(row.scan)}.json")
+    if entry is None or not _is_whole(folder, entry):
+        return None
+    try:
+        current = stat_fingerprint(row.path)
+    except (ScanError, OSError):
+        return None  # it will be read, and then fail with its cause
+    return entry if entry["fingerprint"] == current else None
+
+
+def _is_whole(folder: Path, entry: dict[str, Any]) -> bool:
+    file = folder / entry["file"]
+    return file.is_file() and file.stat().st_size == entry["bytes"]
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and {"file", "bytes", "fingerprint"} <= set(content) else None
+
+
+def _check_apart(rows: Sequence[Row], root: Path) -> None:
+    inside = root.resolve()
+    for row in rows:
+        scan = row.path.resolve()
+        if scan == inside or (scan in inside.parents and row.path.is_dir()):
+            raise SettingError(f"--cache {root} lies inside the scan {row.path}; choose a folder beside the data")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed run left half-written; a running one's temporary files are younger than an hour."""
+    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        if time.time() - leftover.stat().st_mtime > 3600:
+            leftover.unlink(missing_ok=True)
+
+
+def _write_lists(folder: Path, rows: Sequence[Row], failures: dict[str, str]) -> None:
+    """``manifest.csv`` from every entry of the folder (other studies' too), ``failures.csv`` from this run."""
+    entries = [entry for file in folder.glob("*.json") if (entry := _read_json(file))]
+    entries.sort(key=lambda entry: natural(entry["scan"]))
+    write_table(folder / "manifest.csv", MANIFEST, [_manifest_row(entry) for entry in entries])
+    paths = {row.scan: row.path for row in rows}
+    failed = [
+        {"scan": scan, "stage": "preprocess", "file": paths[scan].name, "message": failures[scan]}
+        for scan in sorted(failures, key=natural)
+    ]
+    write_table(folder / "failures.csv", FAILURES, failed)
+
+
+def _manifest_row(entry: dict[str, Any]) -> dict[str, Any]:
+    spacing = " ".join(f"{mm:.4g}" for mm in entry["spacing"]) if entry["spacing"] else ""
+    return {**entry, "spacing": spacing, "warnings": "; ".join(entry["warnings"])}

@@ -1,0 +1,79 @@
+"""From a scan to a tensor: window, bicubic resize in plane, cubic spline along depth, eight bits.
+
+As Cov3d does (Turnbull, arXiv 2207.12218, section 3.1), but streaming: slices are decoded, shrunk and dropped one by
+one, so that memory does not grow with the number of slices.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from cov3d.config import Preprocessing
+from cov3d.scans.scan import Scan, SliceError, without_unreadable
+from cov3d.scans.spline import add_band, spline_matrix
+
+WHITE = 255.0
+SLICES_AT_ONCE = 16
+# A scan whose grey levels differ by less than this shows nothing.
+STRUCTURE = 4
+
+
+def preprocess(scan: Scan, settings: Preprocessing) -> np.ndarray:
+    """The scan as uint8 ``(1, D, H, W)``, 0 black and 255 white of the window.
+
+    Slices that turn out to be unreadable are left out.
+
+    Raises:
+        ScanError: more than a tenth of the slices cannot be read.
+    """
+    return preprocess_with_warnings(scan, settings)[0]
+
+
+def preprocess_with_warnings(scan: Scan, settings: Preprocessing) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The same, with everything that there is to say about the scan."""
+    try:
+        tensor = _stream(scan, settings)
+    except SliceError:
+        scan = without_unreadable(scan)
+        tensor = _stream(scan, settings)
+    if int(tensor.max()) - int(tensor.min()) < STRUCTURE:
+        return tensor, (*scan.warnings, "blank: the scan shows no structure")
+    return tensor, scan.warnings
+
+
+def _stream(scan: Scan, settings: Preprocessing) -> np.ndarray:
+    depth, height, width = settings.shape
+    matrix = spline_matrix(scan.positions, depth)
+    volume = np.zeros((depth, height * width), np.float32)
+    shrunk = np.empty((SLICES_AT_ONCE, height * width), np.float32)
+    count = len(scan.slices)
+    for first in range(0, count, SLICES_AT_ONCE):
+        last = min(first + SLICES_AT_ONCE, count)
+        for index in range(first, last):
+            shrunk[index - first] = shrink(to_grey(scan, index, settings), width, height).reshape(-1)
+        add_band(volume, matrix[:, first:last], shrunk[: last - first])
+    np.clip(volume, 0, WHITE, out=volume)
+    np.rint(volume, out=volume)
+    return volume.astype(np.uint8).reshape(1, depth, height, width)
+
+
+def to_grey(scan: Scan, index: int, settings: Preprocessing) -> np.ndarray:
+    """Slice ``index`` in grey levels 0…255 ``(H, W)``: uint8 as stored, or float32 HU through the window."""
+    pixels = scan.slices[index]
+    if scan.unit == "grey":
+        return pixels
+    low, high = settings.window_low, settings.window_high
+    pixels = np.nan_to_num(pixels, copy=False, nan=low, posinf=low, neginf=low)
+    np.clip(pixels, low, high, out=pixels)
+    pixels -= low
+    pixels *= WHITE / (high - low)
+    return pixels
+
+
+def shrink(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """A slice resized by Pillow's bicubic, which low-passes when it shrinks; uint8 stays uint8, float32 float32."""
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    resized = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    # 8-bit resizing ends in 0…255 by itself; so that HU volumes and slices agree, float overshoot is cut as well.
+    return resized if resized.dtype == np.uint8 else np.clip(resized, 0, WHITE)

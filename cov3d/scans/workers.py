@@ -1,0 +1,167 @@
+"""Worker processes, one scan in each at a time, so that a scan's crash or hang costs only that scan.
+
+Python's own pools cannot: ``multiprocessing.Pool`` waits for ever for a killed worker, ``ProcessPoolExecutor`` fails
+everything that was still to be done. Here the parent knows which scan each process has, blames the right one, starts
+another process, and tries the scan once more by itself. Jobs and answers are JSON and bytes: nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from cov3d.errors import Cov3dError, ScanError
+
+Job = dict[str, Any]
+Task = Callable[[Job], tuple[dict[str, Any], Sequence[bytes]]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one job: its answer and the bytes that came with it, or the cause of its failure."""
+
+    index: int
+    answer: dict[str, Any]
+    parts: tuple[bytes, ...] = ()
+    error: str = ""
+
+
+def each(task: Task, jobs: Sequence[Job], processes: int, timeout: float) -> Iterator[Outcome]:
+    """Run ``task`` on every job in worker processes and yield outcomes as they come, in any order.
+
+    A ScanError fails its job, and so does the death of its process (after a second try alone) or ``timeout`` seconds.
+
+    Raises:
+        Cov3dError: a task met something that no other scan can escape, such as a full disk.
+    """
+    died: list[int] = []
+    for index, outcome in _run(task, jobs, range(len(jobs)), processes, timeout):
+        if outcome is None:
+            died.append(index)
+        else:
+            yield outcome
+    for index in died:
+        for _, outcome in _run(task, jobs, [index], 1, timeout):
+            yield outcome or Outcome(index, {}, error=DIED)
+
+
+DIED = "the process that read it was killed, twice (out of memory?); free memory or use fewer --workers"
+
+
+def _run(
+    task: Task, jobs: Sequence[Job], indices: Sequence[int], processes: int, timeout: float
+) -> Iterator[tuple[int, Outcome | None]]:
+    """Outcomes by index; None where the process died."""
+    waiting = deque(indices)
+    busy: list[_Worker] = []
+    idle: list[_Worker] = []
+    try:
+        while waiting or busy:
+            while waiting and len(busy) < processes:
+                worker = idle.pop() if idle else _Worker(task)
+                worker.give(waiting.popleft(), jobs, timeout)
+                busy.append(worker)
+            wait([worker.connection for worker in busy], timeout=_until_first_deadline(busy))
+            for worker in [worker for worker in busy if worker.has_news()]:
+                busy.remove(worker)
+                yield worker.index, worker.outcome(timeout)
+                if worker.process.is_alive():
+                    idle.append(worker)
+    finally:
+        for worker in busy + idle:
+            worker.stop()
+
+
+def _until_first_deadline(busy: Sequence[_Worker]) -> float:
+    return max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
+
+
+class _Worker:
+    """A process and the pipe to it."""
+
+    def __init__(self, task: Task):
+        context = _context()
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, task), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.index = -1
+        self.deadline = float("inf")
+
+    def give(self, index: int, jobs: Sequence[Job], timeout: float) -> None:
+        self.index = index
+        self.deadline = time.monotonic() + timeout
+        try:
+            self.connection.send_bytes(json.dumps(jobs[index]).encode())
+        except OSError:  # it died while idle; receiving will tell
+            pass
+
+    def has_news(self) -> bool:
+        return self.connection.poll() or time.monotonic() > self.deadline
+
+    def outcome(self, timeout: float) -> Outcome | None:
+        if not self.connection.poll():
+            self.stop()
+            return Outcome(self.index, {}, error=f"took longer than {timeout:g} s and was given up (--timeout)")
+        try:
+            message = json.loads(self.connection.recv_bytes())
+            parts = tuple(self.connection.recv_bytes() for _ in range(message["parts"]))
+        except (EOFError, OSError):
+            self.stop()
+            return None
+        if message["fatal"]:
+            raise Cov3dError(message["fatal"])
+        return Outcome(self.index, message["answer"], parts, message["error"])
+
+    def stop(self) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.join()
+
+
+def _context() -> Any:
+    """Forkserver: torch is imported once for all workers, and no thread or lock of the parent is copied."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cov3d.scans.cache"])
+    return context
+
+
+def _serve(connection: Connection, task: Task) -> None:
+    """A worker's life: take a job, answer, until the parent is gone."""
+    from threadpoolctl import threadpool_limits
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    with threadpool_limits(1):  # a thread a core in every worker would make them wait for each other
+        while True:
+            try:
+                job = json.loads(connection.recv_bytes())
+            except (EOFError, OSError):
+                return
+            message, parts = _answer(task, job)
+            connection.send_bytes(json.dumps(message).encode())
+            for part in parts:
+                connection.send_bytes(part)
+
+
+def _answer(task: Task, job: Job) -> tuple[dict[str, Any], Sequence[bytes]]:
+    answer: dict[str, Any] = {}
+    parts: Sequence[bytes] = ()
+    error = fatal = ""
+    try:
+        answer, parts = task(job)
+    except ScanError as problem:
+        error = problem.cause
+    except Cov3dError as problem:
+        fatal = str(problem)
+    except Exception as problem:  # a fault of ours must not cost the other scans; it is named in this one's row
+        error = f"unexpected {type(problem).__name__} while it was read; please report it"
+    return {"answer": answer, "parts": len(parts), "error": error, "fatal": fatal}, parts
