@@ -1,0 +1,1 @@
+"""The station of training: from labelled scans to a model."""

@@ -1,0 +1,67 @@
+"""Batches of cached scans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cov3d.config import Machine, Training
+from cov3d.scans.cache import Cache
+from cov3d.scans.study import Row
+
+
+class CachedScans(Dataset):
+    """Rows of a study as tensors: scan uint8 ``(1, D, H, W)``, labels ``(2,)`` = presence, severity, and weight."""
+
+    def __init__(self, cache: Cache, rows: Sequence[Row]):
+        self.cache = cache
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        row = self.rows[index]
+        return self.cache.load(row.scan), torch.tensor([row.presence, row.severity]), torch.tensor(row.weight)
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """What a fastai Learner asks of its data."""
+
+    train: DataLoader
+    valid: DataLoader
+    device: torch.device
+    n_inp: int = 1  # of a batch's three tensors the first is the input
+
+    def __getitem__(self, index: int) -> DataLoader:
+        return (self.train, self.valid)[index]
+
+
+def loaders(
+    cache: Cache, train: Sequence[Row], validation: Sequence[Row], settings: Training, machine: Machine, device: torch.device
+) -> Loaders:
+    """Training batches in an order drawn from the seed, an incomplete last one dropped as fastai does; validation in order."""
+    gpu = device.type == "cuda"
+    common = {
+        "batch_size": settings.batch_size,
+        "num_workers": min(machine.processes, 8) if gpu else 0,  # beside a CPU network reading ahead gains nothing
+        "pin_memory": gpu,
+        "persistent_workers": gpu,
+    }
+    order = torch.Generator().manual_seed(settings.seed)
+    return Loaders(
+        DataLoader(
+            CachedScans(cache, train),
+            shuffle=True,
+            generator=order,
+            drop_last=len(train) > settings.batch_size,
+            **common,
+        ),
+        DataLoader(CachedScans(cache, validation), **common),
+        device,
+    )

@@ -1,0 +1,103 @@
+"""Which scans train and which choose the epoch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from cov3d.config import Task, Training
+from cov3d.errors import StudyError
+from cov3d.labels import PRESENCE, SEVERITY, UNKNOWN
+from cov3d.scans.study import TEST, VALIDATION, Row
+
+DEFAULT_FRACTION = 0.2
+
+
+def split_rows(rows: Sequence[Row], settings: Training) -> tuple[list[Row], list[Row]]:
+    """Training and validation rows with a known presence.
+
+    The study's own validation scans, unless ``validation_fraction`` holds some of the training scans out instead: then
+    the study's validation scans are seen by nobody, and scores on them are honest.
+    """
+    known = [row for row in rows if row.presence != UNKNOWN and row.split != TEST]
+    own = [row for row in known if row.split == VALIDATION]
+    train = [row for row in known if row.split != VALIDATION]
+    fraction = settings.validation_fraction
+    if fraction is None and own:
+        check_patients(train, own)
+        return train, own
+    return hold_out(train, DEFAULT_FRACTION if fraction is None else fraction, settings.seed)
+
+
+def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Split rows at random, each class by ``fraction``, no patient into both parts."""
+    patients: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        patients[f"patient {row.patient}" if row.patient else f"scan {row.scan}"].append(row)
+    by_class: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for patient, scans in patients.items():
+        by_class[max((row.presence, row.severity) for row in scans)].append(patient)
+    rng = np.random.default_rng(seed)
+    held: set[str] = set()
+    for klass in sorted(by_class):
+        shuffled = rng.permutation(np.array(by_class[klass], dtype=object))
+        wanted = fraction * sum(len(patients[patient]) for patient in shuffled)
+        taken = 0
+        for patient in shuffled:
+            if taken + len(patients[patient]) / 2 > wanted:
+                break
+            held.add(patient)
+            taken += len(patients[patient])
+    held_rows = {row.scan for patient in held for row in patients[patient]}
+    return [r for r in rows if r.scan not in held_rows], [r for r in rows if r.scan in held_rows]
+
+
+def check_patients(train: Sequence[Row], validation: Sequence[Row]) -> None:
+    """Raise a StudyError if a patient's scans lie on both sides: the score would be of memory."""
+    shared = {row.patient for row in train if row.patient} & {row.patient for row in validation}
+    if shared:
+        raise StudyError(
+            f"{len(shared)} patients have scans in both train and validation; move all of a patient's scans to one side"
+        )
+
+
+def check_trainable(train: Sequence[Row], validation: Sequence[Row], task: Task) -> list[str]:
+    """Warnings about labels that are few.
+
+    Raises:
+        StudyError: labels without which the task cannot be learnt or its best epoch chosen, and what is missing.
+    """
+    problems: list[str] = []
+    presences = {row.presence for row in train}
+    severities = {row.severity for row in train if row.severity != UNKNOWN}
+    if not train:
+        problems.append("no training scan has a known presence")
+    elif task != "severity" and len(presences) < 2:
+        missing = PRESENCE[1 - presences.pop()]
+        problems.append(f"no training scan is {missing}, and presence is learnt from both; add some, or --task severity")
+    if task != "presence" and len(severities) < 2:
+        problems.append(
+            f"{len(severities)} of the four severities ({', '.join(SEVERITY)}) are annotated in the training scans, "
+            "and at least two are needed; add a severity table, or --task presence"
+        )
+    if train and not validation:
+        problems.append("no scan is left to choose the best epoch by; add scans or raise --validation-fraction")
+    elif task != "presence" and validation and all(row.severity == UNKNOWN for row in validation):
+        problems.append("no validation scan has a severity to choose the best epoch by; annotate some")
+    if problems:
+        raise StudyError("this study cannot be trained: " + "; ".join(problems))
+    return _missing_classes(presences, severities, validation, task)
+
+
+def _missing_classes(presences: set[int], severities: set[int], validation: Sequence[Row], task: Task) -> list[str]:
+    warnings = []
+    if task == "severity" and len(presences) < 2:
+        warnings.append("all training scans are covid, so this model's answers about presence say nothing")
+    absent = [name for k, name in enumerate(SEVERITY, 1) if k not in severities]
+    if task != "presence" and absent:
+        warnings.append(f"no training scan is {' or '.join(absent)}, so no scan will be called that")
+    if task != "severity" and len({row.presence for row in validation}) < 2:
+        warnings.append("all validation scans are of one presence, so the best epoch says little")
+    return warnings
