@@ -25,7 +25,7 @@ Settings = TypeVar("Settings")
 
 
 def option(default: Any, help: str, **limits: Any) -> Any:
-    """A field of a settings group: one default, one help text, and ``min`` and ``max`` where there are any."""
+    """A field of a settings group: one default, one help text; ``min`` and ``max``; ``flag`` for a switch without a ``--no-``."""
     return field(default=default, metadata={"help": help, **limits})
 
 
@@ -155,6 +155,14 @@ class Machine:
             return self.workers
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return max(1, min(cores, 32))
+
+
+@dataclass(frozen=True)
+class Messages:
+    """What is said."""
+
+    quiet: bool = option(False, "Say nothing but errors and results.", flag="--quiet")
+    debug: bool = option(False, "Show where in the code an error came from.", flag="--debug")
 
 
 def check_task(task: str) -> Task:

@@ -44,6 +44,7 @@ def _parameter(group: type, f: Field) -> inspect.Parameter:
     hint = get_type_hints(group)[f.name]
     panel = (group.__doc__ or "").split("\n", 1)[0].rstrip(".").split(".")[0]
     limits = {name: f.metadata[name] for name in ("min", "max") if name in f.metadata}
-    declared = typer.Option(help=f.metadata["help"], rich_help_panel=panel, **limits)
+    flag = [f.metadata["flag"]] if "flag" in f.metadata else []
+    declared = typer.Option(*flag, help=f.metadata["help"], rich_help_panel=panel, **limits)
     annotation = Annotated[hint, declared]
     return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=annotation)

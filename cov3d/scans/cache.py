@@ -137,8 +137,7 @@ def make_entry(job: dict[str, Any]) -> tuple[dict[str, Any], tuple[bytes, ...]]:
 
 def _save(path: Path, array: np.ndarray) -> dict[str, Any]:
     commit(path, lambda file: torch.save(torch.from_numpy(array), file))
-    data = path.read_bytes()
-    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    return {"sha256": _sha256(path), "bytes": path.stat().st_size}
 
 
 def entry_stem(scan: str) -> str:
@@ -159,11 +158,18 @@ def content_fingerprint(path: Path) -> str:
     parts = []
     for file in scan_files(path):
         try:
-            with file.open("rb") as opened:
-                parts.append((file.name, hashlib.file_digest(opened, "sha256").hexdigest()))
+            parts.append((file.name, _sha256(file)))
         except OSError:
             parts.append((file.name, "unreadable"))
     return _hash(parts)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _hash(parts: Sequence[tuple]) -> str:

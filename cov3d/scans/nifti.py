@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
 from cov3d.errors import ScanError
@@ -34,8 +35,9 @@ def read_nifti(path: Path) -> Scan:
     affine, warnings = _affine(path, header)
     turn = ornt_transform(io_orientation(affine), axcodes2ornt(CANONICAL))
     stored = apply_orientation(stored, turn)
-    sizes = nib.affines.voxel_sizes(affine)
-    spacing = tuple(float(sizes[int(np.argwhere(turn[:, 0] == axis)[0, 0])]) for axis in range(3))
+    sizes = voxel_sizes(affine)
+    depth, height, width = (float(mm) for mm in sizes[np.argsort(turn[:, 0])])
+    spacing = depth, height, width
     _check_spacing(path, spacing)
     slope, intercept = _scale(header, warnings)
     volume = Volume(stored, slope, intercept)
@@ -89,7 +91,7 @@ def _header(path: Path, file) -> nib.Nifti1Header:
     for kind in (nib.Nifti1Header, nib.Nifti2Header):
         if kind.may_contain_header(first):
             return kind(first[: kind.sizeof_hdr], check=True)
-    raise ScanError(path, look_of(first[:64]) if first[:64].strip(b"\0") else "has no NIfTI header")
+    raise ScanError(path, look_of(first[:64]))
 
 
 def _layout(path: Path, header: nib.Nifti1Header) -> tuple[tuple[int, ...], np.dtype, int]:
@@ -117,7 +119,7 @@ def _affine(path: Path, header: nib.Nifti1Header) -> tuple[np.ndarray, list[str]
     warnings = []
     if header["sform_code"] == 0 and header["qform_code"] == 0:
         warnings.append("orientation unknown (sform and qform codes are 0); read as left-anterior-superior")
-    zooms, sizes = np.abs(header.get_zooms()[:3]), nib.affines.voxel_sizes(affine)
+    zooms, sizes = np.abs(header.get_zooms()[:3]), voxel_sizes(affine)
     if not np.allclose(zooms, sizes, rtol=0.01):
         warnings.append(
             f"pixdim {zooms.round(3).tolist()} mm and affine {sizes.round(3).tolist()} mm disagree; used affine"

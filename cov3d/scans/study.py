@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from cov3d.console import natural
@@ -141,11 +141,12 @@ def _with_severity(rows: list[Row], split: str, table: Path, problems: list[str]
     if not {"name", "category"} <= set(by_lower):
         raise StudyError(f"{table}: expected the columns Name;Category, found {', '.join(columns)}")
     found = {row.scan: row for row in rows}
+    by_name = _by_name(rows, split)
     given: dict[str, int] = {}
     for number, line in enumerate(lines, 2):
         name = line[by_lower["name"]]
         where = f"{table.name} row {number} ({name})"
-        row = _scan_called(name, [r for r in rows if r.split == split])
+        row = by_name.get(name) or by_name.get(_spelling(name))
         if row is None:
             problems.append(f"{where}: no such scan in {split}")
         elif row.scan in given:
@@ -154,31 +155,28 @@ def _with_severity(rows: list[Row], split: str, table: Path, problems: list[str]
             problems.append(f"{where}: has a severity, but lies in non-covid")
         else:
             given[row.scan] = number
-            found[row.scan] = _replace_severity(row, line[by_lower["category"]], where, problems)
+            found[row.scan] = _graded(row, line[by_lower["category"]], where, problems)
     return list(found.values())
 
 
-def _scan_called(name: str, rows: list[Row]) -> Row | None:
-    """The scan of this name, positives first (names repeat among negatives); ``ct_scan_1`` also finds ``ct_scan1``."""
-    for same in (str, _spelling):
-        for presence in (1, 0):
-            for row in rows:
-                if row.presence == presence and same(scan_name(row.path)) == same(name):
-                    return row
-    return None
+def _by_name(rows: list[Row], split: str) -> dict[str, Row]:
+    """Scans by name and by the other spelling of it; positives win, since names repeat among negatives."""
+    here = sorted((row for row in rows if row.split == split), key=lambda row: row.presence)
+    exact = {scan_name(row.path): row for row in here}
+    return {**{_spelling(name): row for name, row in exact.items()}, **exact}
 
 
 def _spelling(name: str) -> str:
     return re.sub(r"_(?=[0-9]+$)", "", name.lower())
 
 
-def _replace_severity(row: Row, text: str, where: str, problems: list[str]) -> Row:
+def _graded(row: Row, text: str, where: str, problems: list[str]) -> Row:
     try:
         severity = parse_severity(text)
     except Cov3dError as error:
         problems.append(f"{where}: {error}")
         return row
-    return Row(row.scan, row.path, row.presence, severity, row.split)
+    return replace(row, severity=severity)
 
 
 # From a table

@@ -7,6 +7,7 @@ another process, and tries the scan once more by itself. Jobs and answers are JS
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import signal
@@ -98,10 +99,8 @@ class _Worker:
     def give(self, index: int, jobs: Sequence[Job], timeout: float) -> None:
         self.index = index
         self.deadline = time.monotonic() + timeout
-        try:
+        with contextlib.suppress(OSError):  # it died while idle; receiving will tell
             self.connection.send_bytes(json.dumps(jobs[index]).encode())
-        except OSError:  # it died while idle; receiving will tell
-            pass
 
     def has_news(self) -> bool:
         return self.connection.poll() or time.monotonic() > self.deadline

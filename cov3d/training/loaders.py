@@ -43,7 +43,12 @@ class Loaders:
 
 
 def loaders(
-    cache: Cache, train: Sequence[Row], validation: Sequence[Row], settings: Training, machine: Machine, device: torch.device
+    cache: Cache,
+    train: Sequence[Row],
+    validation: Sequence[Row],
+    settings: Training,
+    machine: Machine,
+    device: torch.device,
 ) -> Loaders:
     """Training batches in an order drawn from the seed, an incomplete last one dropped as fastai does; validation in order."""
     gpu = device.type == "cuda"

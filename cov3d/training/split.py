@@ -76,7 +76,9 @@ def check_trainable(train: Sequence[Row], validation: Sequence[Row], task: Task)
         problems.append("no training scan has a known presence")
     elif task != "severity" and len(presences) < 2:
         missing = PRESENCE[1 - presences.pop()]
-        problems.append(f"no training scan is {missing}, and presence is learnt from both; add some, or --task severity")
+        problems.append(
+            f"no training scan is {missing}, and presence is learnt from both; add some, or --task severity"
+        )
     if task != "presence" and len(severities) < 2:
         problems.append(
             f"{len(severities)} of the four severities ({', '.join(SEVERITY)}) are annotated in the training scans, "

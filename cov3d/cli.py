@@ -1,0 +1,222 @@
+"""The front door: each command is a docstring and a few lines over one function of the library."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from cov3d.config import Inference, LossSettings, Machine, Messages, NetSettings, Preprocessing, Task, Training
+from cov3d.console import complain, printable, set_quiet, show
+from cov3d.errors import Cov3dError
+from cov3d.options import expand
+
+DONE, FAILED, SOME_SCANS_FAILED, STOPPED = 0, 1, 3, 75
+
+app = typer.Typer(
+    name="cov3d",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+StudyArgument = Annotated[
+    Path, typer.Argument(metavar="STUDY", help="The study's folder or its table.", show_default="this folder")
+]
+CacheOption = Annotated[Path, typer.Option(help="Folder of the tensor caches.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote.")]
+
+
+def command(name: str | None = None, hidden: bool = False) -> Callable[[Callable[..., int | None]], Callable[..., Any]]:
+    """Make a function a command: settings groups become options, errors one sentence, its result the exit code."""
+
+    def decorate(function: Callable[..., int | None]) -> Callable[..., Any]:
+        app.command(name, hidden=hidden)(_guarded(expand(function)))
+        return function
+
+    return decorate
+
+
+def _guarded(run: Callable[..., int | None]) -> Callable[..., None]:
+    @functools.wraps(run)
+    def guarded(**values: Any) -> None:
+        set_quiet(values["quiet"])
+        try:
+            code = run(**values) or DONE
+        except KeyboardInterrupt:
+            complain("stopped; run the same command again to go on")
+            code = STOPPED
+        except Cov3dError as error:
+            if values["debug"]:
+                raise
+            complain(f"error: {error}")
+            code = error.exit_code
+        except Exception as error:
+            if values["debug"]:
+                raise
+            complain(
+                f"error: unexpected {type(error).__name__}: {str(error)[:120]}; run again with --debug and report it"
+            )
+            code = FAILED
+        raise typer.Exit(code)
+
+    return guarded
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import cov3d
+
+        show(f"cov3d {cov3d.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _cov3d(
+    version: Annotated[
+        bool, typer.Option("--version", "-v", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Chest CT scans in; presence and severity of COVID-19 out. Research software, not a medical device."""
+
+
+@command()
+def demo(
+    messages: Messages,
+    machine: Machine,
+    folder: Annotated[Path, typer.Argument(help="A new folder for all that the demo makes.")] = Path("cov3d-demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the drawn chests and of the training.")] = 0,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """See everything work: drawn chests, preprocess, train, infer, evaluate. A few minutes, no download."""
+    from cov3d.demo import demo
+
+    demo(folder, seed=seed, machine=machine, overwrite=overwrite)
+
+
+@command()
+def phantom(
+    messages: Messages,
+    folder: Annotated[Path, typer.Argument(help="A new folder for the study.")],
+    scans: Annotated[int, typer.Option(help="How many scans.")] = 60,
+    format: Annotated[Literal["jpeg", "nifti"], typer.Option(help="Form of the scans.")] = "jpeg",
+    seed: Annotated[int, typer.Option(help="Same seed, same study.")] = 0,
+    labels: Annotated[Literal["true", "random"], typer.Option(help="random: labels that say nothing.")] = "true",
+    size: Annotated[int, typer.Option(help="Width and height of a slice, in pixels.", min=32, max=512)] = 128,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Write a study of drawn chests with lesions of known severity, laid out as COV19-CT-DB."""
+    from cov3d.phantom import write_study
+
+    study = write_study(folder, scans=scans, format=format, seed=seed, labels=labels, size=size, overwrite=overwrite)
+    show(f"{study}: {scans} drawn scans")
+
+
+@command()
+def preprocess(
+    messages: Messages,
+    preprocessing: Preprocessing,
+    machine: Machine,
+    study: StudyArgument = Path(),
+    cache: CacheOption = Path("cache"),
+) -> int:
+    """Turn a study's scans into tensors, once; run again, it makes only what is missing or has changed."""
+    from cov3d.scans.cache import fill_cache
+    from cov3d.scans.study import read_study
+
+    read = read_study(study)
+    filled = fill_cache(read.rows, preprocessing, cache, machine)
+    kept = len(filled.entries) - filled.made
+    show(f"{filled.folder}: {filled.made} made, {kept} kept, {len(filled.failures)} failed, {len(read.rows)} asked")
+    return _list_failures(filled.failures)
+
+
+@command()
+def train(
+    messages: Messages,
+    preprocessing: Preprocessing,
+    net: NetSettings,
+    loss: LossSettings,
+    training: Training,
+    machine: Machine,
+    study: StudyArgument = Path(),
+    task: Annotated[Task, typer.Option(help="What the model is kept for; it gives both answers.")] = "both",
+    cache: CacheOption = Path("cache"),
+    output_dir: Annotated[Path | None, typer.Option(help="The run's folder.", show_default="outputs/TASK")] = None,
+    overwrite: OverwriteOption = False,
+) -> int:
+    """Fit a network to a study, keeping its best epoch; preprocess first what the cache lacks."""
+    from cov3d.scans.study import read_study
+    from cov3d.training.train import train
+
+    read = read_study(study)
+    run = train(read, task, preprocessing, net, loss, training, machine, cache, output_dir, overwrite)
+    show(str(run.folder))
+    return _list_failures(run.failures)
+
+
+@command()
+def infer(
+    messages: Messages,
+    inference: Inference,
+    machine: Machine,
+    scans: Annotated[list[Path] | None, typer.Argument(metavar="SCANS", help="Scans, or folders of scans.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The table to write.")] = Path("predictions.csv"),
+    model: Annotated[
+        list[Path] | None,
+        typer.Option(help="A model file or a run's folder; repeat for an ensemble.", show_default="all under outputs/"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the answers that are there; do the rest.")] = False,
+    overwrite: OverwriteOption = False,
+    submission: Annotated[Path | None, typer.Option(help="Also write the challenge's class lists here.")] = None,
+    output_csv: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    scan: Annotated[list[Path] | None, typer.Option(hidden=True)] = None,
+    scan_dir: Annotated[list[Path] | None, typer.Option(hidden=True)] = None,
+) -> int:
+    """Answer how likely COVID-19 is, and how severe, one row for every scan."""
+    from cov3d.results.infer import infer, summary
+
+    asked = [*(scans or []), *(scan or []), *(scan_dir or [])]
+    output = output_csv or output
+    rows = infer(asked, model or [], output, inference, machine, resume, overwrite, submission)
+    show(summary(rows, output))
+    return _list_failures({row.path: row.error for row in rows if row.error}, of=len(rows))
+
+
+def _evaluate(
+    messages: Messages,
+    predictions: Annotated[Path, typer.Argument(help="A table that infer wrote.")],
+    study: StudyArgument = Path(),
+    output: Annotated[
+        Path | None, typer.Option(help="Where scores go.", show_default="PREDICTIONS-metrics.json")
+    ] = None,
+) -> None:
+    """Score predictions against a study's labels: macro F1 with its interval, F1 of each class, confusion."""
+    from cov3d.commit import commit_json
+    from cov3d.results.evaluate import evaluate, report
+    from cov3d.scans.study import read_study
+
+    result = evaluate(predictions, read_study(study))
+    commit_json(output or predictions.with_name(f"{predictions.stem}-metrics.json"), result)
+    show(report(result))
+
+
+command("evaluate")(_evaluate)
+command("validate", hidden=True)(_evaluate)  # FastApp's name for it
+
+
+def _list_failures(failures: dict[str, str], of: int | None = None) -> int:
+    """Name every failed scan, and give the exit code: 1 if none is left."""
+    for scan, cause in failures.items():
+        complain(f"{printable(scan)}: {cause}")
+    if not failures:
+        return DONE
+    return FAILED if of == len(failures) else SOME_SCANS_FAILED
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

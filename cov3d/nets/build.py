@@ -1,0 +1,28 @@
+"""From settings to a network: the one table of architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from cov3d.config import NetSettings
+from cov3d.errors import SettingError
+from cov3d.nets.resnet import mc3_18, r2plus1d_18, resnet18
+
+NETS: dict[str, Callable[[NetSettings], nn.Module]] = {
+    "resnet18": resnet18,
+    "mc3-18": mc3_18,
+    "r2plus1d-18": r2plus1d_18,
+}
+
+
+def build(settings: NetSettings) -> nn.Module:
+    """The network that ``settings`` describe, with random weights: ``(B, 1, D, H, W)`` → logits ``(B, 6)``.
+
+    Raises:
+        SettingError: there is no such architecture.
+    """
+    if settings.architecture not in NETS:
+        raise SettingError(f"--architecture {settings.architecture!r} is not one of {', '.join(NETS)}")
+    return NETS[settings.architecture](settings)

@@ -1,0 +1,1 @@
+"""The station of results: from a model and scans to answers."""

@@ -1,0 +1,128 @@
+"""Scores of predictions against a study's labels: ``cov3d evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cov3d.errors import Cov3dError, StudyError
+from cov3d.labels import PRESENCE, UNKNOWN
+from cov3d.metrics import chance, interval, score_presence, score_severity
+from cov3d.predictions import Prediction, read_predictions
+from cov3d.scans.study import TRAIN, VALIDATION, Row, Study
+
+NAMES_SHOWN = 5
+
+
+def evaluate(predictions: str | Path, study: Study) -> dict[str, Any]:
+    """Score a table of predictions: macro F1 with its interval and chance's, F1 of each class, confusion, of both tasks.
+
+    Scans without an answer count as asked and are said beside every score.
+
+    Raises:
+        StudyError: scans that the study does not have, or the same scan twice.
+        Cov3dError: no scan has both an answer and a label.
+    """
+    path = Path(predictions)
+    pairs = match_rows(read_predictions(path), study, path)
+    answered = [(p, row) for p, row in pairs if p.covid is not None]
+    if not any(row.presence != UNKNOWN for _, row in answered):
+        raise Cov3dError(f"{path}: no scan has both an answer here and a label in {study.source}")
+    result: dict[str, Any] = {"asked": len(pairs), "answered": len(answered), "notes": _notes(pairs)}
+    result["presence"] = _presence(answered)
+    result["severity"] = _severity(answered)
+    return result
+
+
+def match_rows(predictions: Sequence[Prediction], study: Study, source: Path) -> list[tuple[Prediction, Row]]:
+    """Each prediction with its scan in the study: by the path on disk, else by the scan's name in the study."""
+    by_path = {row.path.resolve(): row for row in study.rows}
+    by_name = {row.scan: row for row in study.rows}
+    pairs: dict[str, tuple[Prediction, Row]] = {}
+    lost: list[str] = []
+    for prediction in predictions:
+        row = (
+            by_path.get(Path(prediction.path).resolve()) or by_name.get(prediction.path) or by_name.get(prediction.scan)
+        )
+        row = row or _by_ending(prediction.path, by_name)
+        if row is None:
+            lost.append(prediction.path or prediction.scan)
+        elif row.scan in pairs:
+            raise StudyError(f"{source}: {row.scan} is predicted twice; keep one row of it")
+        else:
+            pairs[row.scan] = (prediction, row)
+    if lost:
+        names = ", ".join(lost[:NAMES_SHOWN]) + (", …" if len(lost) > NAMES_SHOWN else "")
+        raise StudyError(f"{source}: {len(lost)} scans are not in the study {study.source}: {names}")
+    return list(pairs.values())
+
+
+def _by_ending(path: str, by_name: dict[str, Row]) -> Row | None:
+    """A scan whose name in the study is how the path ends: a table that was made in another folder."""
+    parts = Path(path).parts
+    for first in range(len(parts)):
+        row = by_name.get("/".join(parts[first:]))
+        if row is not None:
+            return row
+    return None
+
+
+def _presence(answered: Sequence[tuple[Prediction, Row]]) -> dict[str, Any]:
+    pairs = [(p, row) for p, row in answered if row.presence != UNKNOWN]
+    truth = np.array([row.presence for _, row in pairs])
+    called = np.array([p.cells()["presence"] == PRESENCE[1] for p, _ in pairs], dtype=int)
+    scores = score_presence(truth, np.array([p.covid for p, _ in pairs]), np.array([p.threshold for p, _ in pairs]))
+    return _with_interval(scores, truth, called)
+
+
+def _severity(answered: Sequence[tuple[Prediction, Row]]) -> dict[str, Any]:
+    pairs = [(p, row) for p, row in answered if row.severity != UNKNOWN]
+    truth = np.array([row.severity for _, row in pairs], dtype=int)
+    probabilities = np.array([p.severity for p, _ in pairs]).reshape(len(pairs), -1)
+    if not pairs:
+        return score_severity(truth, probabilities)
+    return _with_interval(score_severity(truth, probabilities), truth, probabilities.argmax(1) + 1)
+
+
+def _with_interval(scores: dict[str, Any], truth: np.ndarray, answer: np.ndarray) -> dict[str, Any]:
+    return {**scores, "interval": interval(truth, answer), "chance": chance(truth, answer)}
+
+
+def _notes(pairs: Sequence[tuple[Prediction, Row]]) -> list[str]:
+    splits = {row.split for _, row in pairs}
+    notes = []
+    if TRAIN in splits:
+        notes.append("some of these are training scans: a model that learnt from them scores too high")
+    if VALIDATION in splits:
+        notes.append("some of these are validation scans: a model whose epoch was chosen by them scores too high")
+    return notes
+
+
+def report(result: dict[str, Any]) -> str:
+    """Scores as text."""
+    lines = [f"{result['answered']} of {result['asked']} scans answered"]
+    for task in ("presence", "severity"):
+        lines += ["", *_task_lines(task, result[task])]
+    return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
+
+
+def _task_lines(task: str, scores: dict[str, Any]) -> list[str]:
+    if not scores["n"]:
+        return [f"{task}: no scan with a label"]
+    low_high = scores["interval"]
+    between = f", 95 % interval {low_high[0]:.3f} to {low_high[1]:.3f}" if low_high else ""
+    lines = [f"{task} (n={scores['n']})", f"  macro F1   {scores['macro_f1']:.4f}{between}"]
+    lines.append(f"  by chance  {scores['chance']:.4f}")
+    lines.append(f"  accuracy   {scores['accuracy']:.4f}")
+    if "auc" in scores:
+        lines.append(f"  AUC        {scores['auc']:.4f}")
+    width = max(map(len, scores["classes"]))
+    lines.append(f"  {'':{width}}  F1      called as " + "  ".join(scores["classes"]))
+    for k, name in enumerate(scores["classes"]):
+        f1 = scores["f1"][name]
+        counts = "  ".join(f"{n:>{len(c)}}" for n, c in zip(scores["confusion"][k], scores["classes"], strict=True))
+        lines.append(f"  {name:{width}}  {'n/a   ' if f1 is None else f'{f1:.4f}'}            {counts}")
+    return lines

@@ -1,0 +1,47 @@
+"""Scans as tensors without a cache: read in worker processes, handed over in memory, as inference wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cov3d.config import Machine, Preprocessing, from_dict, to_dict
+from cov3d.scans.preprocess import preprocess_with_warnings
+from cov3d.scans.read import read
+from cov3d.scans.workers import each
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """A scan as uint8 ``(1, D, H, W)``, once for each preprocessing that was asked for; or the cause of its failure."""
+
+    index: int
+    arrays: tuple[np.ndarray, ...]
+    warnings: tuple[str, ...]
+    error: str
+
+
+def read_tensors(paths: Sequence[Path], wanted: Sequence[Preprocessing], machine: Machine) -> Iterator[Tensors]:
+    """Read and preprocess scans in worker processes; they come in the order in which they are ready."""
+    jobs = [{"path": str(path), "settings": [to_dict(settings) for settings in wanted]} for path in paths]
+    for outcome in each(make_tensors, jobs, machine.processes, machine.timeout):
+        arrays = tuple(
+            np.frombuffer(bytearray(part), np.uint8).reshape(1, *settings.shape)
+            for part, settings in zip(outcome.parts, wanted, strict=False)
+        )
+        yield Tensors(outcome.index, arrays, tuple(outcome.answer.get("warnings", ())), outcome.error)
+
+
+def make_tensors(job: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
+    """Preprocess one scan in every way that is wanted. Runs in a worker."""
+    scan = read(job["path"])
+    parts, warnings = [], {}
+    for settings in job["settings"]:
+        array, said = preprocess_with_warnings(scan, from_dict(Preprocessing, settings, "job"))
+        parts.append(array.tobytes())
+        warnings.update(dict.fromkeys(said))
+    return {"warnings": list(warnings)}, parts

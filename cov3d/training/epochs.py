@@ -1,0 +1,190 @@
+"""What happens at the end of each epoch: the whole validation set is scored, the best epoch kept, the history written."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fastai.callback.core import Callback
+
+from cov3d import labels
+from cov3d.commit import commit, commit_json
+from cov3d.config import NetSettings, Preprocessing, Task
+from cov3d.console import say
+from cov3d.errors import Cov3dError
+from cov3d.metrics import score_presence, score_severity
+from cov3d.nets.model import save_model
+from cov3d.predictions import Prediction, write_predictions
+from cov3d.scans.study import Row
+from cov3d.tables import write_table
+
+SELECTED = (
+    "these validation scans also chose the epoch, so the score is optimistic; evaluate on scans that nobody chose by"
+)
+
+
+class Epochs(Callback):
+    """Gathers what an epoch gives and hands it to a :class:`Keeper`."""
+
+    order = 60  # after everything that changes a batch
+
+    def __init__(self, keeper: Keeper, step: Callable[[str], None]):
+        self.keeper = keeper
+        self.step = step
+
+    def before_epoch(self) -> None:
+        """Start the clock and the lists."""
+        self.begin = time.monotonic()
+        self.logits: list[torch.Tensor] = []
+        self.losses: dict[bool, list[float]] = {True: [], False: []}
+
+    def after_batch(self) -> None:
+        """Note the loss, and in validation the logits."""
+        loss = self.learn.loss.item()
+        self.losses[self.learn.training].append(loss)
+        if not self.learn.training:
+            self.logits.append(self.learn.pred.detach().float().cpu())
+            return
+        if not math.isfinite(loss):
+            raise Cov3dError(
+                f"the loss became {loss} in epoch {self.learn.epoch + 1}; lower --learning-rate, or --precision fp32"
+            )
+        self.step(f"epoch {self.learn.epoch + 1}, loss {loss:.3f}")
+
+    def after_epoch(self) -> None:
+        """Score, keep, write."""
+        row = {
+            "epoch": self.learn.epoch + 1,
+            "learning_rate": self.learn.opt.hypers[-1]["lr"],
+            "train_loss": float(np.mean(self.losses[True])),
+            "validation_loss": float(np.mean(self.losses[False])),
+        }
+        self.keeper.end_epoch(row, torch.cat(self.logits), self.learn.model, time.monotonic() - self.begin)
+
+
+class Keeper:
+    """The run's folder as it grows: the best epoch of each task, the last one, and the history of all."""
+
+    def __init__(
+        self,
+        folder: Path,
+        task: Task,
+        rows: Sequence[Row],
+        net: NetSettings,
+        preprocessing: Preprocessing,
+        summary: dict[str, Any],
+    ):
+        self.folder, self.task, self.rows = folder, task, rows
+        self.net, self.preprocessing, self.summary = net, preprocessing, summary
+        self.presence = np.array([row.presence for row in rows])
+        self.severity = np.array([row.severity for row in rows])
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, dict[str, Any]] = {}  # by task: epoch, scores, logits
+
+    @property
+    def kept_tasks(self) -> tuple[Task, ...]:
+        """The tasks that have a best epoch."""
+        return ("presence", "severity") if self.task == "both" else (self.task,)
+
+    def end_epoch(self, row: dict[str, Any], logits: torch.Tensor, model: torch.nn.Module, seconds: float) -> None:
+        """Score validation logits ``(N, 6)``, keep the model if it is the best so far, and write the history."""
+        scores = self.score(logits)
+        for task, found in scores.items():
+            row[f"{task}_f1"], row[f"{task}_accuracy"] = found["macro_f1"], found["accuracy"]
+            row.update({f"{task}_f1_{name}": found["f1"].get(name) for name in found["classes"]})
+        row["seconds"] = round(seconds, 2)
+        self.history.append(row)
+        better = [task for task in self.kept_tasks if self._is_better(task, scores[task])]
+        for task in better:
+            self.best[task] = {"epoch": row["epoch"], "scores": scores[task], "logits": logits}
+            self._save(model, f"{task}.safetensors", task, row["epoch"], {task: scores[task]["macro_f1"]})
+        self._say_epoch(row, better)
+        if row["epoch"] == self.summary["epochs"]:
+            f1 = {task: scores[task]["macro_f1"] for task in scores}
+            self._save(model, "last.safetensors", self.task, row["epoch"], f1)
+        write_table(self.folder / "history.csv", list(row), self.history)
+
+    def score(self, logits: torch.Tensor) -> dict[str, dict[str, Any]]:
+        """Scores of both tasks on the whole validation set."""
+        covid, severity = (answer.numpy() for answer in labels.probabilities(logits))
+        return {
+            "presence": score_presence(self.presence, covid),
+            "severity": score_severity(self.severity, severity),
+        }
+
+    def finish(self) -> None:
+        """Write validation predictions and scores of the kept epochs, and the curves."""
+        presence = self.best.get("presence") or self.best["severity"]
+        severity = self.best.get("severity") or self.best["presence"]
+        covid = labels.probabilities(presence["logits"])[0].tolist()
+        grades = labels.probabilities(severity["logits"])[1].tolist()
+        write_predictions(
+            self.folder / "predictions.csv",
+            [
+                Prediction(row.scan, row.scan, covid[k], tuple(grades[k]), models=1, views=1)
+                for k, row in enumerate(self.rows)
+            ],
+        )
+        kept = {task: {"epoch": best["epoch"], **best["scores"]} for task, best in self.best.items()}
+        commit_json(self.folder / "metrics.json", {**kept, "note": SELECTED})
+        draw_curves(self.folder / "curves.png", self.history, {task: best["epoch"] for task, best in kept.items()})
+        for task, best in kept.items():
+            say(f"best {task} macro F1 {best['macro_f1']:.4f} in epoch {best['epoch']} ({SELECTED})")
+
+    def _is_better(self, task: str, scores: dict[str, Any]) -> bool:
+        """Ties keep the earlier epoch."""
+        return task not in self.best or scores["macro_f1"] > self.best[task]["scores"]["macro_f1"]
+
+    def _save(self, model: torch.nn.Module, name: str, task: Task, epoch: int, f1: dict[str, Any]) -> None:
+        summary = {**self.summary, "epoch": epoch, "macro_f1": f1, "scored_on": f"its validation scans; {SELECTED}"}
+        save_model(self.folder / name, model, self.net, self.preprocessing, task, summary)
+
+    def _say_epoch(self, row: dict[str, Any], better: Sequence[str]) -> None:
+        if row["epoch"] == 1:
+            say("epoch  train loss  valid loss  presence F1  severity F1  seconds")
+        presence, severity = (_four(row[f"{task}_f1"]) for task in ("presence", "severity"))
+        best = f"  best {' and '.join(better)}" if better else ""
+        say(
+            f"{row['epoch']:>5}  {row['train_loss']:>10.4f}  {row['validation_loss']:>10.4f}  {presence:>11}  {severity:>11}"
+            f"  {row['seconds']:>7.1f}{best}"
+        )
+
+
+def draw_curves(path: Path, history: Sequence[dict[str, Any]], best: dict[str, int]) -> Path:
+    """Draw losses and macro F1 over the epochs, the kept epochs marked."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in history]
+    for name in ("train_loss", "validation_loss"):
+        left.plot(epochs, [row[name] for row in history], marker=".", label=name.replace("_", " "))
+    for task, colour in (("presence", "tab:blue"), ("severity", "tab:red")):
+        scores = [np.nan if row[f"{task}_f1"] is None else row[f"{task}_f1"] for row in history]
+        right.plot(epochs, scores, marker=".", color=colour, label=task)
+        if task in best:
+            right.plot(best[task], scores[best[task] - 1], "o", ms=12, mfc="none", color=colour, label="kept")
+    left.set(xlabel="epoch", ylabel="loss")
+    right.set(xlabel="epoch", ylabel="macro F1 on validation scans", ylim=(0, 1.02))
+    for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return commit(path, lambda file: figure.savefig(file, format="png", dpi=120))
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    packages = ("cov3d", "torch", "torchvision", "fastai", "numpy", "scipy", "pillow", "nibabel")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+
+
+def _four(score: float | None) -> str:
+    return "n/a" if score is None else f"{score:.4f}"

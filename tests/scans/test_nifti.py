@@ -1,0 +1,201 @@
+"""NIfTI volumes: orientation, scale, and everything that can be wrong with a file."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import smooth_volume, write_nifti
+
+from cov3d import Preprocessing, preprocess, read
+from cov3d.errors import ScanError
+
+ORIENTATIONS = [
+    "".join(codes) for order in itertools.permutations(("RL", "AP", "SI")) for codes in itertools.product(*order)
+]
+
+
+def hounsfield(slices: int = 12, side: int = 20) -> np.ndarray:
+    """A volume that looks like HU: −1000 to 600."""
+    return (smooth_volume(slices, side).astype(np.int16) * 6 - 1000).astype(np.int16)
+
+
+@pytest.mark.parametrize("codes", ORIENTATIONS)
+def test_every_orientation_gives_the_same_voxels(tmp_path: Path, codes: str):
+    hu = hounsfield()
+    scan = read(write_nifti(tmp_path / "scan.nii", hu, codes=codes))
+    np.testing.assert_array_equal(scan.voxels, hu)
+    assert scan.spacing == pytest.approx((2.0, 0.8, 0.8))
+    assert (scan.unit, scan.warnings) == ("HU", ())
+
+
+def test_there_are_48_orientations():
+    assert len(set(ORIENTATIONS)) == 48
+
+
+def test_the_header_scale_is_applied_once(tmp_path: Path):
+    stored = (hounsfield() + 1024) // 2
+    image = nib.Nifti1Image(stored.astype(np.int16), np.diag([0.8, 0.8, 2, 1]))
+    image.header.set_slope_inter(2, -1024)
+    path = tmp_path / "scan.nii.gz"
+    path.write_bytes(gzip.compress(image.to_bytes()))
+    by_nibabel = nib.as_closest_canonical(nib.load(path)).get_fdata()  # R, A, S
+    expected = by_nibabel[::-1, ::-1, ::-1].transpose(2, 1, 0)  # I, P, L
+    np.testing.assert_allclose(read(path).voxels, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.int32, np.float32, np.float64])
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+def test_stored_types_and_packing_do_not_matter(tmp_path: Path, dtype: type, name: str):
+    hu = hounsfield()
+    offset = 1024 if dtype == np.uint16 else 0
+    path = write_nifti(tmp_path / name, (hu.astype(int) + offset).astype(dtype))
+    np.testing.assert_allclose(read(path).voxels, hu.astype(float) + offset)
+
+
+def test_big_endian_files_are_read(tmp_path: Path):
+    hu = hounsfield()
+    image = nib.Nifti1Image(hu.astype(">i2"), np.diag([1, 1, 1, 1]), nib.Nifti1Header(endianness=">"))
+    path = tmp_path / "scan.nii"
+    path.write_bytes(image.to_bytes())
+    np.testing.assert_array_equal(np.sort(read(path).voxels, None), np.sort(hu, None))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+def test_a_truncated_volume_fails(tmp_path: Path, share: float, name: str):
+    path = write_nifti(tmp_path / name, hounsfield(40, 40))
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(ScanError):
+        read(path)
+
+
+def test_every_flipped_byte_of_a_packed_volume_is_noticed(tmp_path: Path):
+    path = write_nifti(tmp_path / "scan.nii.gz", hounsfield(20, 30))
+    data = path.read_bytes()
+    rng = np.random.default_rng(0)
+    whole = read(path).voxels
+    for place in rng.integers(20, len(data), 60):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        with pytest.raises(ScanError):
+            read(path)
+    path.write_bytes(data)
+    np.testing.assert_array_equal(read(path).voxels, whole)
+
+
+def test_four_dimensions_are_refused_but_a_single_one_is_no_dimension(tmp_path: Path):
+    hu = hounsfield()
+    nib.save(nib.Nifti1Image(np.stack([hu, hu], -1), np.eye(4)), tmp_path / "two.nii")
+    nib.save(nib.Nifti1Image(hu[..., None], np.eye(4)), tmp_path / "one.nii")
+    with pytest.raises(ScanError, match=r"three dimensions, got \(12, 20, 20, 2\)"):
+        read(tmp_path / "two.nii")
+    assert read(tmp_path / "one.nii").voxels.size == hu.size
+
+
+def test_nan_and_infinite_voxels_become_black_with_a_warning(tmp_path: Path):
+    hu = hounsfield().astype(np.float32)
+    hu[5, 5, 5:8] = np.nan, np.inf, -np.inf
+    scan = read(write_nifti(tmp_path / "scan.nii.gz", hu))
+    assert scan.warnings == ("3 voxels are NaN or infinite and were made black",)
+    black = hu.copy()
+    black[5, 5, 5:8] = -1150
+    same = read(write_nifti(tmp_path / "black.nii.gz", black))
+    settings = Preprocessing(width=20, depth=12)
+    np.testing.assert_array_equal(preprocess(scan, settings), preprocess(same, settings))
+
+
+def test_too_many_nan_voxels_fail_the_scan(tmp_path: Path):
+    hu = hounsfield().astype(np.float32)
+    hu[3] = np.nan
+    with pytest.raises(ScanError, match="400 of 4800 voxels are NaN or infinite"):
+        read(write_nifti(tmp_path / "scan.nii", hu))
+
+
+def test_values_that_are_not_hu_are_said_to_be_none(tmp_path: Path):
+    scan = read(write_nifti(tmp_path / "mask.nii", (hounsfield() > 0).astype(np.uint8)))
+    assert "values 0…1 do not look like HU" in scan.warnings[0]
+
+
+FAULTS = {
+    "empty": (lambda data: b"", "empty"),
+    "web page": (lambda data: b"<html>" + bytes(4000), "web page"),
+    "zeros": (lambda data: bytes(4000), "only zeros"),
+    "a gzip file named .nii": (gzip.compress, "name it .nii.gz"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_file_that_is_no_nifti_is_named_for_what_it_is(tmp_path: Path, fault: str):
+    path = write_nifti(tmp_path / "scan.nii", hounsfield())
+    change, cause = FAULTS[fault]
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ScanError, match=cause):
+        read(path)
+
+
+HEADERS = {
+    "huge": ({"dim": [3, 32767, 32767, 32767, 1, 1, 1, 1]}, "promises"),
+    "flat": ({"dim": [3, 20, 0, 12, 1, 1, 1, 1]}, "promises|dimensions"),
+    "negative": ({"dim": [3, 20, -5, 12, 1, 1, 1, 1]}, "."),
+    "unknown type": ({"datatype": 999}, "."),
+    "colour": ({"datatype": 128, "bitpix": 24}, "not HU"),
+    "far voxels": ({"vox_offset": 1e9}, "byte 1000000000"),
+}
+
+
+@pytest.mark.parametrize("header", HEADERS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_header_that_cannot_be_is_refused(tmp_path: Path, header: str, packed: bool):
+    values, cause = HEADERS[header]
+    data = bytearray(write_nifti(tmp_path / "scan.nii", hounsfield()).read_bytes())
+    raw = nib.Nifti1Header(bytes(data[:348]), check=False)
+    for name, value in values.items():
+        raw[name] = value
+    data[:348] = raw.binaryblock
+    path = tmp_path / ("bad.nii.gz" if packed else "bad.nii")
+    path.write_bytes(gzip.compress(bytes(data)) if packed else bytes(data))
+    with pytest.raises(ScanError, match=cause):
+        read(path)
+
+
+def test_an_implausible_spacing_is_refused(tmp_path: Path):
+    with pytest.raises(ScanError, match="spacing"):
+        read(write_nifti(tmp_path / "scan.nii", hounsfield(), spacing=(200.0, 0.8, 0.8)))
+
+
+def test_an_unknown_orientation_is_said(tmp_path: Path):
+    path = write_nifti(tmp_path / "scan.nii", hounsfield())
+    image = nib.load(path)
+    data = np.asarray(image.dataobj)
+    bare = nib.Nifti1Image(data, None)
+    bare.header.set_zooms((0.8, 0.8, 2))
+    nib.save(bare, tmp_path / "bare.nii")
+    assert any("orientation unknown" in warning for warning in read(tmp_path / "bare.nii").warnings)
+
+
+def test_what_stands_in_a_header_does_not_reach_the_error(tmp_path: Path):
+    path = write_nifti(tmp_path / "scan.nii", hounsfield(), descrip=b"DOE^JANE")
+    data = bytearray(path.read_bytes())
+    data[70:72] = (999).to_bytes(2, "little")  # datatype
+    path.write_bytes(data)
+    assert b"DOE^JANE" in data
+    with pytest.raises(ScanError) as caught:
+        read(path)
+    assert "DOE" not in str(caught.value)
+
+
+def test_a_real_volume_and_its_jpeg_slices_agree(shared: Path):
+    settings = Preprocessing(width=64, depth=79)
+    slices = preprocess(read(shared / "jpg_stacks" / "cip_ct64"), settings).astype(int)
+    volume = preprocess(read(shared / "cip_ct64" / "ct-64.nii.gz"), settings).astype(int)
+    difference = np.abs(slices - volume)
+    # What is left is JPEG's own loss at 64 pixels a side.
+    assert np.percentile(difference, 99) <= 10
+    assert difference.mean() < 2.5
