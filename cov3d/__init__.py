@@ -5,8 +5,9 @@ Research software, not a medical device. What the command line does, a few lines
     import cov3d
 
     study = cov3d.read_study("COV19-CT-DB")
-    run = cov3d.train(study, task="severity", preprocessing=cov3d.Preprocessing(width=320))
-    predictions = cov3d.infer(["scans/"], models=[run])
+    settings = cov3d.RunSettings(task="severity", preprocessing=cov3d.Preprocessing(width=320))
+    run = cov3d.train(study, settings)
+    predictions = cov3d.infer(["scans/"], models=[run.folder])
 
 Names are imported when they are first used, so that ``import cov3d`` costs nothing.
 """
@@ -21,6 +22,7 @@ ROOMS = {
     "NetSettings": "cov3d.config",
     "LossSettings": "cov3d.config",
     "Training": "cov3d.config",
+    "RunSettings": "cov3d.config",
     "Inference": "cov3d.config",
     "Machine": "cov3d.config",
     "Cov3dError": "cov3d.errors",

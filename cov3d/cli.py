@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from cov3d.config import Inference, LossSettings, Machine, Messages, NetSettings, Preprocessing, Task, Training
+from cov3d.config import (
+    Inference,
+    LossSettings,
+    Machine,
+    Messages,
+    NetSettings,
+    Preprocessing,
+    RunSettings,
+    Task,
+    Training,
+)
 from cov3d.console import complain, printable, set_quiet, show
 from cov3d.errors import Cov3dError
 from cov3d.options import expand
@@ -153,7 +164,8 @@ def train(
     from cov3d.training.train import train
 
     read = read_study(study)
-    run = train(read, task, preprocessing, net, loss, training, machine, cache, output_dir, overwrite)
+    settings = RunSettings(task, preprocessing, net, loss, training)
+    run = train(read, settings, machine, cache, output_dir, overwrite)
     show(str(run.folder))
     return _list_failures(run.failures)
 
@@ -219,4 +231,5 @@ def _list_failures(failures: dict[str, str], of: int | None = None) -> int:
 
 def main() -> None:
     """Run the command line."""
+    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)  # fastai's, at import
     app()

@@ -7,10 +7,11 @@ group travels down to the functions it steers, into the run's ``config.json`` an
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import NoneType
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from cov3d.errors import SettingError
 from cov3d.labels import TASKS
@@ -123,6 +124,29 @@ class Training:
 
 
 @dataclass(frozen=True)
+class RunSettings:
+    """All settings of a run, and the task that its model is kept for."""
+
+    task: Task = "both"
+    preprocessing: Preprocessing = field(default_factory=lambda: Preprocessing())
+    net: NetSettings = field(default_factory=lambda: NetSettings())
+    loss: LossSettings = field(default_factory=lambda: LossSettings())
+    training: Training = field(default_factory=lambda: Training())
+
+    def __post_init__(self) -> None:
+        check_task(self.task)
+        if self.training.weights == "kinetics" and self.net.base_width != 64:
+            raise SettingError(
+                f"Kinetics weights fit --base-width 64, not {self.net.base_width}; say --weights none, or leave the width"
+            )
+
+    @property
+    def severity_factor(self) -> float:
+        """λ of the joint loss."""
+        return self.loss.factor(self.task)
+
+
+@dataclass(frozen=True)
 class Inference:
     """How answers are made."""
 
@@ -143,8 +167,6 @@ class Machine:
 
     def __post_init__(self) -> None:
         _check_limits(self)
-        import re
-
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise SettingError(f"--device {self.device!r} is not one of auto, cpu, cuda, cuda:1")
 
@@ -169,12 +191,12 @@ def check_task(task: str) -> Task:
     """The task, if it is one."""
     if task not in TASKS:
         raise SettingError(f"--task {task!r} is not one of {', '.join(TASKS)}")
-    return task  # type: ignore[return-value]
+    return cast(Task, task)
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
     """A settings group as plain values for JSON."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}
+    return asdict(settings)
 
 
 def from_dict(group: type[Settings], values: Mapping[str, Any], source: str) -> Settings:
@@ -193,10 +215,21 @@ def from_dict(group: type[Settings], values: Mapping[str, Any], source: str) -> 
 
 
 def _check_limits(settings: Any) -> None:
+    """Raise a SettingError for a value of another type than its field's, not among its choices, or out of its range."""
+    hints = get_type_hints(type(settings))
     for f in fields(settings):
-        value, low, high = getattr(settings, f.name), f.metadata.get("min"), f.metadata.get("max")
-        if value is None:
+        name, value = f"--{f.name.replace('_', '-')}", getattr(settings, f.name)
+        allowed = get_args(hints[f.name]) or (hints[f.name],)
+        if value is None and NoneType in allowed:
             continue
+        if get_origin(hints[f.name]) is Literal:
+            if value not in allowed:
+                raise SettingError(f"{name} {value!r} is not one of {', '.join(allowed)}")
+            continue
+        if type(value) not in allowed and not (type(value) is int and float in allowed):
+            wanted = " or ".join(kind.__name__ for kind in allowed if kind is not NoneType)
+            raise SettingError(f"{name} {value!r} is not of the kind {wanted}")
+        low, high = f.metadata.get("min"), f.metadata.get("max")
         if (low is not None and not value >= low) or (high is not None and not value <= high):
             wanted = f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
-            raise SettingError(f"--{f.name.replace('_', '-')} {value} is out of range; expected {wanted}")
+            raise SettingError(f"{name} {value} is out of range; expected {wanted}")

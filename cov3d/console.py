@@ -55,7 +55,7 @@ def progress(total: int, verb: str) -> Iterator[Callable[[str], None]]:
     Yields a function to call after each item with what is to be said beside the count.
     """
     if _quiet or total == 0:
-        yield lambda text="": None
+        yield _silent
     elif sys.stderr.isatty():
         with _bar(total, verb) as step:
             yield step
@@ -72,7 +72,15 @@ def _bar(total: int, verb: str) -> Iterator[Callable[[str], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[text]}"), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(escape(verb), total=total, text="")
-        yield lambda text="": bar.update(task, advance=1, text=escape(printable(text)))
+
+        def step(text: str = "") -> None:
+            bar.update(task, advance=1, text=escape(printable(text)))
+
+        yield step
+
+
+def _silent(text: str = "") -> None:
+    pass
 
 
 def _lines(total: int, verb: str) -> Callable[[str], None]:

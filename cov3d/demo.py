@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cov3d.config import LossSettings, Machine, NetSettings, Preprocessing, Training
+from cov3d.config import Machine, NetSettings, Preprocessing, RunSettings, Training
 from cov3d.console import say, show
 
 # Small enough for two CPU cores, large enough to learn from.
 SCANS = 120
-PREPROCESSING = Preprocessing(width=64)
-NET = NetSettings(base_width=16, dropout=0.1, penultimate=64)
-TRAINING = Training(epochs=12, batch_size=4, learning_rate=1e-3, weights="none", validation_fraction=0.2)
+SETTINGS = RunSettings(
+    task="both",
+    preprocessing=Preprocessing(width=64),
+    net=NetSettings(base_width=16, dropout=0.1, penultimate=64),
+    training=Training(epochs=16, batch_size=4, learning_rate=1e-3, weights="none", validation_fraction=0.2),
+)
 
 
 def demo(
@@ -23,8 +27,6 @@ def demo(
     The epoch is chosen on a fifth of the training scans, so the study's validation scans, on which the scores are made,
     have chosen nothing.
     """
-    from dataclasses import replace
-
     from cov3d.phantom import write_study
     from cov3d.results.evaluate import evaluate, report
     from cov3d.results.infer import infer
@@ -35,9 +37,8 @@ def demo(
     say(f"1 of 4: drawing {SCANS} chests into {folder / 'study'}")
     study = read_study(write_study(folder / "study", scans=SCANS, seed=seed, overwrite=overwrite))
     say("2 of 4: preprocessing and training")
-    training = replace(TRAINING, seed=seed)
-    cache, runs = folder / "cache", folder / "outputs"
-    run = train(study, "both", PREPROCESSING, NET, LossSettings(), training, machine, cache, runs / "both", overwrite)
+    settings = replace(SETTINGS, training=replace(SETTINGS.training, seed=seed))
+    run = train(study, settings, machine, folder / "cache", folder / "outputs" / "both", overwrite)
     say("3 of 4: inferring the validation scans")
     predictions = folder / "predictions.csv"
     infer([folder / "study" / "validation"], [run.folder], predictions, machine=machine, overwrite=overwrite)
@@ -45,12 +46,16 @@ def demo(
     result = evaluate(predictions, study)
     result["notes"] = []  # the validation scans chose nothing here
     show(report(result))
+    show(_last_words(result, predictions, run.folder))
+    return result
+
+
+def _last_words(result: dict[str, Any], predictions: Path, run: Path) -> str:
     scores = [
         f"{task} {result[task]['macro_f1']:.2f} (chance {result[task]['chance']:.2f})"
         for task in ("presence", "severity")
     ]
-    show(f"\nThe predictions are in {predictions}; macro F1: {', '.join(scores)}.")
-    show(
-        f"Look at {run.folder / 'curves.png'} and at a scan in {folder / 'study'}; the chests are drawn, so it shows the way only."
+    return (
+        f"\nThe predictions are in {predictions}; their macro F1: {', '.join(scores)}.\n"
+        f"How the training went is in {run / 'curves.png'}. The chests are drawn: this shows the way, not a diagnosis."
     )
-    return result

@@ -34,7 +34,7 @@ def expand(command: Callable[..., Any]) -> Callable[..., Any]:
         built = {name: group(**{f.name: values.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
         return command(**values, **built)
 
-    expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    expanded.__signature__ = inspect.Signature(parameters)
     expanded.__annotations__ = {p.name: p.annotation for p in parameters}
     del expanded.__wrapped__  # type: ignore[attr-defined]  # else Typer would look through to the groups
     return expanded
@@ -46,5 +46,5 @@ def _parameter(group: type, f: Field) -> inspect.Parameter:
     limits = {name: f.metadata[name] for name in ("min", "max") if name in f.metadata}
     flag = [f.metadata["flag"]] if "flag" in f.metadata else []
     declared = typer.Option(*flag, help=f.metadata["help"], rich_help_panel=panel, **limits)
-    annotation = Annotated[hint, declared]
+    annotation = Annotated[hint, declared]  # type: ignore[valid-type]
     return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=annotation)

@@ -81,12 +81,12 @@ def read_predictions(path: str | Path) -> list[Prediction]:
 
 def _prediction(path: str | Path, number: int, line: dict[str, str]) -> Prediction:
     text = [line["covid_probability"], *(line[name] for name in SEVERITY)]
-    about = {name: line.get(name, "") for name in ("scan", "path", "warning", "error")}
+    about: dict[str, Any] = {name: line.get(name, "") for name in ("scan", "path", "warning", "error")}
     if line.get("error") or not any(text):
         return Prediction(**about)
     try:
         covid, *severity = map(float, text)
-        counts = {name: int(line[name]) for name in ("models", "views") if line.get(name)}
+        counts: dict[str, Any] = {name: int(line[name]) for name in ("models", "views") if line.get(name)}
         seconds = float(line["seconds"]) if line.get("seconds") else None
     except ValueError as error:
         raise StudyError(f"{path}: row {number}: {error}") from error

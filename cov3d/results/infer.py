@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -112,8 +113,12 @@ class Ensemble:
 
     def answer(self, path: Path, tensors: Tensors) -> Prediction:
         """The row of one scan."""
-        begin, scan = time.monotonic(), scan_name(path)
-        about = {"scan": scan, "path": path.as_posix(), "warning": "; ".join(tensors.warnings)}
+        begin = time.monotonic()
+        about: dict[str, Any] = {
+            "scan": scan_name(path),
+            "path": path.as_posix(),
+            "warning": "; ".join(tensors.warnings),
+        }
         if tensors.error:
             return Prediction(**about, error=tensors.error)
         covid, severity = self.probabilities(tensors)
@@ -150,7 +155,7 @@ class Ensemble:
         """The scan, and its reflection if views are averaged."""
         return [scan, reflect(scan)] if self.inference.tta else [scan]
 
-    def provenance(self) -> dict[str, object]:
+    def provenance(self) -> dict[str, Any]:
         """What the answers come from: models by fingerprint, and settings."""
         return {
             "models": [

@@ -16,7 +16,7 @@ from fastai.callback.core import Callback
 
 from cov3d import labels
 from cov3d.commit import commit, commit_json
-from cov3d.config import NetSettings, Preprocessing, Task
+from cov3d.config import RunSettings, Task
 from cov3d.console import say
 from cov3d.errors import Cov3dError
 from cov3d.metrics import score_presence, score_severity
@@ -72,17 +72,8 @@ class Epochs(Callback):
 class Keeper:
     """The run's folder as it grows: the best epoch of each task, the last one, and the history of all."""
 
-    def __init__(
-        self,
-        folder: Path,
-        task: Task,
-        rows: Sequence[Row],
-        net: NetSettings,
-        preprocessing: Preprocessing,
-        summary: dict[str, Any],
-    ):
-        self.folder, self.task, self.rows = folder, task, rows
-        self.net, self.preprocessing, self.summary = net, preprocessing, summary
+    def __init__(self, folder: Path, rows: Sequence[Row], settings: RunSettings, summary: dict[str, Any]):
+        self.folder, self.rows, self.settings, self.summary = folder, rows, settings, summary
         self.presence = np.array([row.presence for row in rows])
         self.severity = np.array([row.severity for row in rows])
         self.history: list[dict[str, Any]] = []
@@ -91,7 +82,7 @@ class Keeper:
     @property
     def kept_tasks(self) -> tuple[Task, ...]:
         """The tasks that have a best epoch."""
-        return ("presence", "severity") if self.task == "both" else (self.task,)
+        return ("presence", "severity") if self.settings.task == "both" else (self.settings.task,)
 
     def end_epoch(self, row: dict[str, Any], logits: torch.Tensor, model: torch.nn.Module, seconds: float) -> None:
         """Score validation logits ``(N, 6)``, keep the model if it is the best so far, and write the history."""
@@ -108,7 +99,7 @@ class Keeper:
         self._say_epoch(row, better)
         if row["epoch"] == self.summary["epochs"]:
             f1 = {task: scores[task]["macro_f1"] for task in scores}
-            self._save(model, "last.safetensors", self.task, row["epoch"], f1)
+            self._save(model, "last.safetensors", self.settings.task, row["epoch"], f1)
         write_table(self.folder / "history.csv", list(row), self.history)
 
     def score(self, logits: torch.Tensor) -> dict[str, dict[str, Any]]:
@@ -136,7 +127,8 @@ class Keeper:
         commit_json(self.folder / "metrics.json", {**kept, "note": SELECTED})
         draw_curves(self.folder / "curves.png", self.history, {task: best["epoch"] for task, best in kept.items()})
         for task, best in kept.items():
-            say(f"best {task} macro F1 {best['macro_f1']:.4f} in epoch {best['epoch']} ({SELECTED})")
+            say(f"best {task} macro F1 {best['macro_f1']:.4f} in epoch {best['epoch']}")
+        say(f"note: {SELECTED}")
 
     def _is_better(self, task: str, scores: dict[str, Any]) -> bool:
         """Ties keep the earlier epoch."""
@@ -144,7 +136,7 @@ class Keeper:
 
     def _save(self, model: torch.nn.Module, name: str, task: Task, epoch: int, f1: dict[str, Any]) -> None:
         summary = {**self.summary, "epoch": epoch, "macro_f1": f1, "scored_on": f"its validation scans; {SELECTED}"}
-        save_model(self.folder / name, model, self.net, self.preprocessing, task, summary)
+        save_model(self.folder / name, model, self.settings.net, self.settings.preprocessing, task, summary)
 
     def _say_epoch(self, row: dict[str, Any], better: Sequence[str]) -> None:
         if row["epoch"] == 1:

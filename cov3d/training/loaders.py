@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from cov3d.config import Machine, Training
 from cov3d.scans.cache import Cache
 from cov3d.scans.study import Row
+from cov3d.training.split import Split
 
 
 class CachedScans(Dataset):
@@ -42,17 +44,10 @@ class Loaders:
         return (self.train, self.valid)[index]
 
 
-def loaders(
-    cache: Cache,
-    train: Sequence[Row],
-    validation: Sequence[Row],
-    settings: Training,
-    machine: Machine,
-    device: torch.device,
-) -> Loaders:
+def loaders(cache: Cache, split: Split, settings: Training, machine: Machine, device: torch.device) -> Loaders:
     """Training batches in an order drawn from the seed, an incomplete last one dropped as fastai does; validation in order."""
     gpu = device.type == "cuda"
-    common = {
+    common: dict[str, Any] = {
         "batch_size": settings.batch_size,
         "num_workers": min(machine.processes, 8) if gpu else 0,  # beside a CPU network reading ahead gains nothing
         "pin_memory": gpu,
@@ -61,12 +56,12 @@ def loaders(
     order = torch.Generator().manual_seed(settings.seed)
     return Loaders(
         DataLoader(
-            CachedScans(cache, train),
+            CachedScans(cache, split.train),
             shuffle=True,
             generator=order,
-            drop_last=len(train) > settings.batch_size,
+            drop_last=len(split.train) > settings.batch_size,
             **common,
         ),
-        DataLoader(CachedScans(cache, validation), **common),
+        DataLoader(CachedScans(cache, split.validation), **common),
         device,
     )

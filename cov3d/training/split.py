@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,7 +16,25 @@ from cov3d.scans.study import TEST, VALIDATION, Row
 DEFAULT_FRACTION = 0.2
 
 
-def split_rows(rows: Sequence[Row], settings: Training) -> tuple[list[Row], list[Row]]:
+@dataclass(frozen=True)
+class Split:
+    """Rows that train, and rows that choose the epoch."""
+
+    train: tuple[Row, ...]
+    validation: tuple[Row, ...]
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """All rows of both."""
+        return (*self.train, *self.validation)
+
+    def only(self, scans: Container[str]) -> Split:
+        """The same without the rows whose scan is not among ``scans``."""
+        kept = (tuple(row for row in part if row.scan in scans) for part in (self.train, self.validation))
+        return Split(*kept)
+
+
+def split_rows(rows: Sequence[Row], settings: Training) -> Split:
     """Training and validation rows with a known presence.
 
     The study's own validation scans, unless ``validation_fraction`` holds some of the training scans out instead: then
@@ -27,11 +46,11 @@ def split_rows(rows: Sequence[Row], settings: Training) -> tuple[list[Row], list
     fraction = settings.validation_fraction
     if fraction is None and own:
         check_patients(train, own)
-        return train, own
+        return Split(tuple(train), tuple(own))
     return hold_out(train, DEFAULT_FRACTION if fraction is None else fraction, settings.seed)
 
 
-def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
+def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> Split:
     """Split rows at random, each class by ``fraction``, no patient into both parts."""
     patients: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -51,7 +70,7 @@ def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row]
             held.add(patient)
             taken += len(patients[patient])
     held_rows = {row.scan for patient in held for row in patients[patient]}
-    return [r for r in rows if r.scan not in held_rows], [r for r in rows if r.scan in held_rows]
+    return Split(tuple(r for r in rows if r.scan not in held_rows), tuple(r for r in rows if r.scan in held_rows))
 
 
 def check_patients(train: Sequence[Row], validation: Sequence[Row]) -> None:
@@ -63,13 +82,14 @@ def check_patients(train: Sequence[Row], validation: Sequence[Row]) -> None:
         )
 
 
-def check_trainable(train: Sequence[Row], validation: Sequence[Row], task: Task) -> list[str]:
+def check_trainable(split: Split, task: Task) -> list[str]:
     """Warnings about labels that are few.
 
     Raises:
         StudyError: labels without which the task cannot be learnt or its best epoch chosen, and what is missing.
     """
     problems: list[str] = []
+    train, validation = split.train, split.validation
     presences = {row.presence for row in train}
     severities = {row.severity for row in train if row.severity != UNKNOWN}
     if not train:
@@ -103,3 +123,18 @@ def _missing_classes(presences: set[int], severities: set[int], validation: Sequ
     if task != "severity" and len({row.presence for row in validation}) < 2:
         warnings.append("all validation scans are of one presence, so the best epoch says little")
     return warnings
+
+
+def unused(rows: Sequence[Row], split: Split) -> list[str]:
+    """Why rows of a study are in neither part, in words, with counts."""
+    used = {row.scan for row in split.rows}
+    left = [row for row in rows if row.scan not in used]
+    unknown = sum(row.presence == UNKNOWN for row in left)
+    reasons = {
+        "have no known presence": unknown,
+        "are kept for tests": sum(row.split == TEST and row.presence != UNKNOWN for row in left),
+        "are the study's own validation scans, which --validation-fraction leaves alone": sum(
+            row.split == VALIDATION and row.presence != UNKNOWN for row in left
+        ),
+    }
+    return [f"{count} scans {reason}" for reason, count in reasons.items() if count]

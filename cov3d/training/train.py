@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ import torch
 from fastai.callback import schedule  # noqa: F401  # gives Learner its fit_one_cycle
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
-from fastai.learner import CancelBatchException, Learner
+from fastai.learner import CancelBatchException, Learner, TrainEvalCallback
 from fastai.optimizer import Adam
 
 from cov3d.commit import check_writable, commit_json
-from cov3d.config import LossSettings, Machine, NetSettings, Preprocessing, Task, Training, check_task, to_dict
+from cov3d.config import Machine, RunSettings, to_dict
 from cov3d.console import progress, say
-from cov3d.errors import Cov3dError, SettingError, StudyError
+from cov3d.errors import Cov3dError, SettingError
 from cov3d.nets.build import build
 from cov3d.nets.inputs import pick_device
 from cov3d.nets.weights import start_from
@@ -30,7 +31,7 @@ from cov3d.training.augment import PrepareInput
 from cov3d.training.epochs import Epochs, Keeper, versions
 from cov3d.training.loaders import loaders
 from cov3d.training.loss import JointLoss
-from cov3d.training.split import check_trainable, split_rows
+from cov3d.training.split import Split, check_trainable, split_rows, unused
 
 RUN_FILES = (
     "config.json",
@@ -54,11 +55,7 @@ class Run:
 
 def train(
     study: Study,
-    task: Task = "both",
-    preprocessing: Preprocessing | None = None,
-    net: NetSettings | None = None,
-    loss: LossSettings | None = None,
-    training: Training | None = None,
+    settings: RunSettings | None = None,
     machine: Machine | None = None,
     cache: str | Path = "cache",
     output_dir: str | Path | None = None,
@@ -73,26 +70,28 @@ def train(
         StudyError: labels from which the task cannot be learnt.
         Cov3dError: no room on the device or disk, or a loss that is no number.
     """
-    preprocessing, net, loss = preprocessing or Preprocessing(), net or NetSettings(), loss or LossSettings()
-    training, machine, task = training or Training(), machine or Machine(), check_task(task)
+    settings, machine = settings or RunSettings(), machine or Machine()
     device = pick_device(machine.device)
-    folder = open_run_folder(Path(output_dir or f"outputs/{task}"), overwrite)
-    wanted = split_rows(study.rows, training)
-    check_trainable(*wanted, task)
-    filled = fill_cache([*wanted[0], *wanted[1]], preprocessing, cache, machine)
-    rows = tuple([row for row in part if row.scan in filled.entries] for part in wanted)
-    for warning in (*study.warnings, *check_trainable(*rows, task), *_left_out(study, wanted, filled)):
-        say(f"note: {warning}")
-    seed_everything(training.seed)
-    network = build(net)
-    say(f"{net.architecture}: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters on {device}")
-    if report := start_from(network, training.weights, net):
-        say(str(report))
-    described = _describe(study, rows, task, preprocessing, net, loss, training, machine)
-    commit_json(folder / "config.json", described)
-    keeper = Keeper(folder, task, rows[1], net, preprocessing, described["training_summary"])
+    precision = pick_precision(settings.training.precision, device)
+    wanted = split_rows(study.rows, settings.training)
+    check_trainable(wanted, settings.task)
+    folder = open_run_folder(Path(output_dir or f"outputs/{settings.task}"), overwrite)
+    filled = fill_cache(wanted.rows, settings.preprocessing, cache, machine)
+    split = wanted.only(filled.entries)
+    notes = [*study.warnings, *unused(study.rows, wanted), *check_trainable(split, settings.task)]
+    for note in notes + _failed(filled):
+        say(f"note: {note}")
+    seed_everything(settings.training.seed)
+    network = build(settings.net)
+    say(
+        f"{settings.net.architecture}: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters on {device}"
+    )
+    say(str(start_from(network, settings.training.weights, settings.net)))
+    summary = _summary(study, split, settings)
+    commit_json(folder / "config.json", _describe(study, settings, machine, summary))
+    keeper = Keeper(folder, split.validation, settings, summary)
     with _memory_advice():
-        _fit(network, rows, filled, keeper, loss.factor(task), loss, training, machine, device)
+        _fit(network, filled, split, keeper, settings, machine, device, precision)
     keeper.finish()
     return Run(folder, filled.failures)
 
@@ -148,41 +147,43 @@ class Accumulate(Callback):
 
 def _fit(
     network: torch.nn.Module,
-    rows: Sequence[Sequence[Row]],
     cache: Cache,
+    split: Split,
     keeper: Keeper,
-    factor: float,
-    loss: LossSettings,
-    training: Training,
+    settings: RunSettings,
     machine: Machine,
     device: torch.device,
+    precision: str,
 ) -> None:
-    labels = np.array([[row.presence, row.severity] for row in rows[0]])
-    joint = JointLoss(labels[:, 0], labels[:, 1], factor, loss.presence_smoothing, loss.severity_smoothing)
-    data = loaders(cache, rows[0], rows[1], training, machine, device)
-    with progress(training.epochs * len(data.train), "train") as step:
-        learner = Learner(
-            data,
-            network.to(device),
-            loss_func=joint.to(device),
-            opt_func=Adam,
-            wd=training.weight_decay,
-            default_cbs=False,
-            cbs=[*_callbacks(training, device), Epochs(keeper, step)],
-        )
-        learner.fit_one_cycle(training.epochs, lr_max=training.learning_rate)
-
-
-def _callbacks(training: Training, device: torch.device) -> list[Callback]:
-    from fastai.learner import TrainEvalCallback
-
-    callbacks: list[Callback] = [TrainEvalCallback(), PrepareInput(training.reflection, training.seed)]
-    precision = pick_precision(training.precision, device)
+    training = settings.training
+    data = loaders(cache, split, training, machine, device)
+    callbacks = [TrainEvalCallback(), PrepareInput(training.reflection, training.seed)]
     if precision != "fp32":
         callbacks.append(MixedPrecision(amp_mode=precision))
     if training.accumulate > 1:
         callbacks.append(Accumulate(training.accumulate))
-    return callbacks
+    with progress(training.epochs * len(data.train), "train") as step:
+        learner = Learner(
+            data,
+            network.to(device),
+            loss_func=joint_loss(split.train, settings).to(device),
+            opt_func=Adam,
+            wd=training.weight_decay,
+            default_cbs=False,
+            cbs=[*callbacks, Epochs(keeper, step)],
+        )
+        learner.fit_one_cycle(training.epochs, lr_max=training.learning_rate)
+
+
+def joint_loss(rows: Sequence[Row], settings: RunSettings) -> JointLoss:
+    """The loss whose weights are counted from the training rows."""
+    return JointLoss(
+        np.array([row.presence for row in rows]),
+        np.array([row.severity for row in rows]),
+        settings.severity_factor,
+        settings.loss.presence_smoothing,
+        settings.loss.severity_smoothing,
+    )
 
 
 def pick_precision(wanted: str, device: torch.device) -> str:
@@ -200,62 +201,45 @@ def pick_precision(wanted: str, device: torch.device) -> str:
     return wanted
 
 
-class _memory_advice:
-    """Out of memory on the GPU becomes a sentence that says what to lower."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise Cov3dError(
-                "the GPU's memory is full; lower --batch-size (and raise --accumulate to keep the effective batch), "
-                "--width or --base-width"
-            ) from error
-        if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
-            raise Cov3dError("this machine's memory is full; lower --batch-size, --width or --base-width") from error
-
-
-def _left_out(study: Study, wanted: Sequence[Sequence[Row]], filled: Cache) -> list[str]:
-    used = len(wanted[0]) + len(wanted[1])
-    notes = []
-    if used < len(study.rows):
-        notes.append(
-            f"{len(study.rows) - used} of {len(study.rows)} scans not used (no known presence, or held for a test)"
-        )
-    if filled.failures:
-        notes.append(f"{len(filled.failures)} of {used} scans failed; causes in {filled.folder / 'failures.csv'}")
-    return notes
+@contextmanager
+def _memory_advice() -> Iterator[None]:
+    """Out of memory becomes a sentence that says what to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise Cov3dError(
+            "the GPU's memory is full; lower --batch-size (and raise --accumulate to keep the effective batch), "
+            "--width or --base-width"
+        ) from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        raise Cov3dError("this machine's memory is full; lower --batch-size, --width or --base-width") from error
 
 
-def _describe(
-    study: Study,
-    rows: Sequence[Sequence[Row]],
-    task: Task,
-    preprocessing: Preprocessing,
-    net: NetSettings,
-    loss: LossSettings,
-    training: Training,
-    machine: Machine,
-) -> dict[str, Any]:
-    if not study.rows:
-        raise StudyError("the study is empty")
+def _failed(filled: Cache) -> list[str]:
+    if not filled.failures:
+        return []
+    return [f"{len(filled.failures)} scans failed and are left out; causes in {filled.folder / 'failures.csv'}"]
+
+
+def _summary(study: Study, split: Split, settings: RunSettings) -> dict[str, Any]:
+    return {
+        "train_scans": len(split.train),
+        "validation_scans": len(split.validation),
+        "epochs": settings.training.epochs,
+        "seed": settings.training.seed,
+        "study_fingerprint": study.fingerprint,
+    }
+
+
+def _describe(study: Study, settings: RunSettings, machine: Machine, summary: dict[str, Any]) -> dict[str, Any]:
     return {
         "command": ["cov3d", *sys.argv[1:]],
         "versions": versions(),
-        "task": task,
-        "severity_factor": loss.factor(task),
         "study": {"source": study.source.name, "fingerprint": study.fingerprint},
-        "preprocessing": to_dict(preprocessing),
-        "net": to_dict(net),
-        "loss": to_dict(loss),
-        "training": to_dict(training),
+        "severity_factor": settings.severity_factor,
+        **to_dict(settings),
         "machine": to_dict(machine),
-        "training_summary": {
-            "train_scans": len(rows[0]),
-            "validation_scans": len(rows[1]),
-            "epochs": training.epochs,
-            "seed": training.seed,
-            "study_fingerprint": study.fingerprint,
-        },
+        "summary": summary,
     }

@@ -104,11 +104,11 @@ def test_a_black_scan_is_said_to_be_blank(tmp_path: Path):
 
 @pytest.mark.parametrize("width", [0, -2, 15, 4096])
 def test_impossible_widths_are_refused(width: int):
-    with pytest.raises(SettingError, match=f"--width {width} is out of range"):
+    with pytest.raises(SettingError, match=rf"--width {width} is out of range"):
         Preprocessing(width=width)
 
 
 def test_an_odd_width_wants_a_depth():
-    with pytest.raises(SettingError, match="--width 321 is odd.*choose 322, or say --depth"):
+    with pytest.raises(SettingError, match=r"--width 321 is odd.*choose 322, or say --depth"):
         Preprocessing(width=321)
     assert Preprocessing(width=321, depth=160).shape == (160, 321, 321)

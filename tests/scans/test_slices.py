@@ -58,7 +58,7 @@ def test_rgb_jpeg_decodes_to_its_grey_as_pillow_does_in_full(tmp_path: Path):
 def test_one_number_twice_fails(tmp_path: Path):
     folder = write_slices(tmp_path / "scan", smooth_volume(slices=3))
     shutil.copy(folder / "1.png", folder / "0001.png")
-    with pytest.raises(ScanError, match="slice number 1 stands twice: 0001.png, 1.png"):
+    with pytest.raises(ScanError, match=r"slice number 1 stands twice: 0001\.png, 1\.png"):
         read(folder)
 
 
