@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -141,12 +141,12 @@ def _with_severity(rows: list[Row], split: str, table: Path, problems: list[str]
     if not {"name", "category"} <= set(by_lower):
         raise StudyError(f"{table}: expected the columns Name;Category, found {', '.join(columns)}")
     found = {row.scan: row for row in rows}
-    by_name = _by_name(rows, split)
+    find = _finder(rows, split)
     given: dict[str, int] = {}
     for number, line in enumerate(lines, 2):
         name = line[by_lower["name"]]
         where = f"{table.name} row {number} ({name})"
-        row = by_name.get(name) or by_name.get(_spelling(name))
+        row = find(name)
         if row is None:
             problems.append(f"{where}: no such scan in {split}")
         elif row.scan in given:
@@ -159,11 +159,17 @@ def _with_severity(rows: list[Row], split: str, table: Path, problems: list[str]
     return list(found.values())
 
 
-def _by_name(rows: list[Row], split: str) -> dict[str, Row]:
-    """Scans by name and by the other spelling of it; positives win, since names repeat among negatives."""
-    here = sorted((row for row in rows if row.split == split), key=lambda row: row.presence)
-    exact = {scan_name(row.path): row for row in here}
-    return {**{_spelling(name): row for name, row in exact.items()}, **exact}
+def _finder(rows: list[Row], split: str) -> Callable[[str], Row | None]:
+    """A function from a name to its scan: positives first (names repeat among negatives), in either spelling."""
+    here = [row for row in rows if row.split == split]
+    exact = {(row.presence, scan_name(row.path)): row for row in here}
+    loose = {(row.presence, _spelling(scan_name(row.path))): row for row in here}
+
+    def find(name: str) -> Row | None:
+        found = (exact.get((k, name)) or loose.get((k, _spelling(name))) for k in (1, 0))
+        return next((row for row in found if row), None)
+
+    return find
 
 
 def _spelling(name: str) -> str:
