@@ -163,9 +163,8 @@ def train(
     from cov3d.scans.study import read_study
     from cov3d.training.train import train
 
-    read = read_study(study)
     settings = RunSettings(task, preprocessing, net, loss, training)
-    run = train(read, settings, machine, cache, output_dir, overwrite)
+    run = train(read_study(study), settings, machine, cache, output_dir, overwrite)
     show(str(run.folder))
     return _list_failures(run.failures)
 

@@ -34,9 +34,9 @@ def expand(command: Callable[..., Any]) -> Callable[..., Any]:
         built = {name: group(**{f.name: values.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
         return command(**values, **built)
 
-    expanded.__signature__ = inspect.Signature(parameters)
+    vars(expanded)["__signature__"] = inspect.Signature(parameters)
     expanded.__annotations__ = {p.name: p.annotation for p in parameters}
-    del expanded.__wrapped__  # type: ignore[attr-defined]  # else Typer would look through to the groups
+    del expanded.__wrapped__  # else Typer would look through to the groups
     return expanded
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cov3d.chest import SHARES, Chest, draw
 from cov3d.errors import Cov3dError, SettingError
-from cov3d.phantom import SHARES, SLICES, Chest, draw, write_study
+from cov3d.phantom import SLICES, write_study
 
 SEEDS = range(6)
 TABLES = {"train": "train_partition_covid_categories.csv", "validation": "val_partition_covid_categories.csv"}

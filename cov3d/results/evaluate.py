@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cov3d.errors import Cov3dError, StudyError
-from cov3d.labels import PRESENCE, UNKNOWN
+from cov3d.labels import PRESENCE, SEVERITY, UNKNOWN
 from cov3d.metrics import chance, interval, score_presence, score_severity
 from cov3d.predictions import Prediction, read_predictions
 from cov3d.scans.study import TRAIN, VALIDATION, Row, Study
@@ -81,7 +81,7 @@ def _presence(answered: Sequence[tuple[Prediction, Row]]) -> dict[str, Any]:
 def _severity(answered: Sequence[tuple[Prediction, Row]]) -> dict[str, Any]:
     pairs = [(p, row) for p, row in answered if row.severity != UNKNOWN]
     truth = np.array([row.severity for _, row in pairs], dtype=int)
-    probabilities = np.array([p.severity for p, _ in pairs]).reshape(len(pairs), -1)
+    probabilities = np.array([p.severity for p, _ in pairs]).reshape(len(pairs), len(SEVERITY))
     if not pairs:
         return score_severity(truth, probabilities)
     return _with_interval(score_severity(truth, probabilities), truth, probabilities.argmax(1) + 1)

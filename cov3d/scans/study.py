@@ -73,7 +73,7 @@ def read_study(source: str | Path = ".") -> Study:
     """Read a study's folder or table.
 
     A folder is searched for, in this order: ``study.csv``; ``train`` and ``validation`` with ``covid`` and
-    ``non-covid`` in them (COV19-CT-DB), with its severity tables; the only CSV table that there is; scans without labels.
+    ``non-covid`` in them (COV19-CT-DB), with its severity tables; the only CSV table of scans; scans without labels.
 
     Raises:
         StudyError: nothing found, or rows that are wrong, all of them named.
@@ -87,7 +87,7 @@ def read_study(source: str | Path = ".") -> Study:
         return read_study_table(source / "study.csv")
     if list(_class_folders(source)):
         return read_study_folders(source)
-    tables = sorted(source.glob("*.csv"))
+    tables = [path for path in sorted(source.glob("*.csv")) if _describes_scans(path)]
     if len(tables) == 1:
         return read_study_table(tables[0])
     scans = find_scans(source)
@@ -206,6 +206,16 @@ def read_study_table(path: Path) -> Study:
     if not lines:
         problems.append("has a header and no rows")
     return _study(path, rows, problems)
+
+
+def _describes_scans(path: Path) -> bool:
+    """Whether a CSV file is a study's table: it names scans and says something of them, and is no table of predictions."""
+    try:
+        columns = {name.lower() for name in read_table(path)[0]}
+    except StudyError:
+        return False
+    labels = {name for column in ("presence", "severity", "split") for name in COLUMNS[column]}
+    return bool(columns & set(COLUMNS["scan"]) and columns & labels and "covid_probability" not in columns)
 
 
 def _column_names(path: Path, columns: list[str]) -> dict[str, str]:

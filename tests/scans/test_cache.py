@@ -131,7 +131,7 @@ def test_a_cache_inside_a_scan_is_refused(study: Path):
 
 def test_a_cache_that_cannot_be_written_is_said_before_the_work(study: Path, tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(Cov3dError, match="cannot write .*file"):
+    with pytest.raises(Cov3dError, match=r"cannot write .*file"):
         fill(study, tmp_path / "file" / "cache")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +25,7 @@ def work(job):
         os.kill(os.getpid(), signal.SIGKILL)
     if job["do"] == "die once":
         try:
-            os.mkdir(job["mark"])
+            Path(job["mark"]).mkdir()
         except FileExistsError:
             return {"n": job["n"]}, []
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,174 @@
+"""The command line as a user meets it: speed, exit codes, one sentence for every error, the whole way."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import make_study, smooth_volume, write_slices
+from typer.testing import CliRunner
+
+from cov3d.cli import app
+
+COMMANDS = ("demo", "phantom", "preprocess", "train", "infer", "evaluate")
+TINY = (
+    *("--width", 32, "--base-width", 4, "--penultimate", 8, "--weights", "none"),
+    *("--epochs", 1, "--batch-size", 4, "--workers", 1, "--device", "cpu"),
+)
+
+
+def cov3d(*arguments, cwd: Path | None = None, check: int | None = 0) -> subprocess.CompletedProcess:
+    """Run cov3d as a process of its own."""
+    run = subprocess.run(
+        [sys.executable, "-m", "cov3d", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "100"},
+    )
+    assert check is None or run.returncode == check, run.stderr
+    return run
+
+
+def sentence(run: subprocess.CompletedProcess) -> str:
+    """The one line of an error."""
+    assert "Traceback" not in run.stderr
+    return run.stderr.strip().splitlines()[-1]
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['cov3d', '--help']\n"
+        "from cov3d.cli import app\n"
+        "try: app()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'fastai', 'numpy', 'scipy', 'pandas', 'nibabel', 'sklearn', 'PIL', 'matplotlib'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_help_answers_at_once():
+    seconds = []
+    for _ in range(4):
+        begin = time.perf_counter()
+        cov3d("--help")
+        seconds.append(time.perf_counter() - begin)
+    assert min(seconds) < 0.7
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_every_command_explains_itself(command: str, flag: str):
+    assert f"cov3d {command}" in cov3d(command, flag).stdout
+
+
+def test_the_version_is_told():
+    assert re.fullmatch(r"cov3d \d+\.\d+\.\d+\n", cov3d("-v").stdout)
+
+
+def test_the_three_commands_as_they_stand_in_the_readme(tmp_path: Path):
+    """In a study's folder: preprocess, train, infer, evaluate, each finding what the one before left."""
+    study = make_study(tmp_path / "study")
+    done = cov3d("preprocess", "--width", 32, cwd=study)
+    assert re.search(r"cache/16x32x32-\w+: 16 made, 0 kept, 0 failed, 16 asked", done.stdout)
+    again = cov3d("preprocess", "--width", 32, cwd=study)
+    assert "0 made, 16 kept" in again.stdout
+    cov3d("train", "--task", "severity", *TINY, cwd=study)
+    assert (study / "outputs" / "severity" / "severity.safetensors").exists()
+    answered = cov3d("infer", "validation/", "--output", "predictions.csv", cwd=study)
+    assert "8 answered, 0 failed, 8 asked" in answered.stdout
+    assert "not a medical device" in answered.stderr
+    scored = cov3d("evaluate", "predictions.csv", cwd=study)
+    assert "macro F1" in scored.stdout
+    assert "some of these are validation scans" in scored.stdout
+    assert (study / "predictions-metrics.json").exists()
+    assert cov3d("validate", "predictions.csv", cwd=study).stdout == scored.stdout
+
+
+def test_some_failed_scans_are_exit_3_and_named(tmp_path: Path):
+    study = make_study(tmp_path / "study")
+    for file in (study / "train" / "covid" / "ct_scan_1").iterdir():
+        file.write_bytes(b"")
+    run = cov3d("preprocess", "--width", 32, cwd=study, check=3)
+    assert "15 made, 0 kept, 1 failed, 16 asked" in run.stdout
+    assert sentence(run).startswith("train/covid/ct_scan_1: 12 of 12 slices cannot be read")
+
+
+@pytest.mark.parametrize(
+    "arguments, code, cause",
+    [
+        (["preprocess", "empty"], 1, "no scans found"),
+        (["preprocess", "nowhere"], 1, "there is no such study"),
+        (["preprocess", ".", "--width", 33], 2, "is odd"),
+        (["preprocess", ".", "--width", 0], 2, "16"),
+        (["preprocess", ".", "--windw-low", 0], 2, "No such option"),
+        (["preprocess", ".", "--window-low", 400], 2, "is empty"),
+        (["preprocess", ".", "--cache", "file/cache"], 1, "cannot write"),
+        (["infer", "scan"], 1, "there is no trained model"),
+        (["infer", "scan", "--model", "file"], 1, "file"),
+        (["infer", "empty"], 1, "no scans found"),
+        (["infer", "scan", "--device", "gpu"], 2, "is not one of auto, cpu, cuda"),
+        (["infer", "scan", "--output", "exists.csv"], 2, "say --resume"),
+        (["evaluate", "exists.csv"], 1, "exists.csv"),
+        (["train", ".", "--base-width", 8], 2, "Kinetics weights fit --base-width 64"),
+        (["train", ".", "--task", "cure"], 2, "cure"),
+        (["train", ".", "--weights", "none"], 1, "cannot be trained: no training scan has a known presence"),
+        (["phantom", "scan"], 1, "not empty"),
+    ],
+)
+def test_an_error_is_one_sentence_with_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list, code: int, cause: str
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "exists.csv").touch()
+    write_slices(tmp_path / "scan", smooth_volume(3, 32))
+    run = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert run.exit_code == code, run.output
+    words = re.sub(r"[\s│]+", " ", run.stderr)
+    assert cause in words
+    assert "Traceback" not in words
+    assert code == 2 or words.startswith("error: ")
+    assert run.stdout == ""
+
+
+def test_debug_shows_the_traceback_and_quiet_says_nothing(tmp_path: Path):
+    assert "Traceback" in cov3d("preprocess", tmp_path, "--debug", check=None).stderr
+    study = make_study(tmp_path / "study")
+    assert cov3d("preprocess", study, "--width", 32, "--quiet", cwd=tmp_path).stderr == ""
+
+
+def test_ctrl_c_is_exit_75(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from cov3d.scans import study
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "read_study", interrupted)
+    assert CliRunner().invoke(app, ["preprocess", str(tmp_path)]).exit_code == 75
+
+
+def test_the_old_spellings_still_work(tmp_path: Path):
+    run = cov3d("infer", "--scan-dir", tmp_path, "--output-csv", tmp_path / "p.csv", cwd=tmp_path, check=1)
+    assert "no scans found" in sentence(run)
+
+
+def test_random_labels_cannot_be_learnt(tmp_path: Path):
+    """A study whose labels say nothing must not be scored above chance on scans that chose nothing."""
+    cov3d("phantom", "study", "--scans", 24, "--size", 48, "--labels", "random", cwd=tmp_path)
+    settings = [*TINY, "--epochs", 3, "--validation-fraction", 0.25, "--task", "presence"]
+    cov3d("train", "study", *settings, cwd=tmp_path)
+    cov3d("infer", "study/validation", cwd=tmp_path)
+    import json
+
+    cov3d("evaluate", "predictions.csv", "study", cwd=tmp_path)
+    scores = json.loads((tmp_path / "predictions-metrics.json").read_text())["presence"]
+    assert scores["interval"][0] <= scores["chance"] + 0.05
