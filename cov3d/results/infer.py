@@ -27,6 +27,7 @@ from cov3d.scans.tensors import Tensors, read_tensors
 from cov3d.tables import table_line
 
 KEPT = ("presence.safetensors", "severity.safetensors")
+SMALL = 64 * 128 * 128  # voxels
 NOT_A_DEVICE = "research software, not a medical device: no answer here is a diagnosis"
 
 
@@ -144,7 +145,7 @@ class Ensemble:
         for model in self.models:
             device = next(model.net.parameters()).device
             scan = as_input(inputs[model.preprocessing][None].to(device))  # (1, 1, D, H, W)
-            logits = torch.stack([model.net(view) for view in self.views(scan)])  # (V, 1, 6)
+            logits = forward(model.net, self.views(scan))  # (V, 1, 6)
             covid, severity = labels.mean_over_views(logits.float().cpu())
             answers.append((covid[0], severity[0]))
         covid = torch.stack([answers[k][0] for k in self.kept_for("presence")]).mean(0)
@@ -164,6 +165,16 @@ class Ensemble:
             "tta": self.inference.tta,
             "threshold": self.inference.threshold,
         }
+
+
+def forward(net: torch.nn.Module, views: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Logits ``(V, 1, 6)`` of views ``(1, 1, D, H, W)``: small ones as one batch, large ones one by one for less memory.
+
+    torch gives single small volumes on a CPU to its slow convolution: a batch of two was ten times faster.
+    """
+    if views[0].numel() <= SMALL:
+        return net(torch.cat(list(views)))[:, None]
+    return torch.stack([net(view) for view in views])
 
 
 def summary(rows: Sequence[Prediction], output: Path) -> str:

@@ -6,6 +6,8 @@ one, so that memory does not grow with the number of slices.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
@@ -15,6 +17,7 @@ from cov3d.scans.spline import add_band, spline_matrix
 
 WHITE = 255.0
 SLICES_AT_ONCE = 16
+BANDS = 4  # of a CMYK picture
 # A scan whose grey levels differ by less than this shows nothing.
 STRUCTURE = 4
 
@@ -50,8 +53,10 @@ def _stream(scan: Scan, settings: Preprocessing) -> np.ndarray:
     count = len(scan.slices)
     for first in range(0, count, SLICES_AT_ONCE):
         last = min(first + SLICES_AT_ONCE, count)
-        for index in range(first, last):
-            shrunk[index - first] = shrink(to_grey(scan, index, settings), width, height).reshape(-1)
+        for begin in range(first, last, BANDS):
+            end = min(begin + BANDS, last)
+            slices = [to_grey(scan, index, settings) for index in range(begin, end)]
+            shrunk[begin - first : end - first] = shrink(slices, width, height)
         add_band(volume, matrix[:, first:last], shrunk[: last - first])
     np.clip(volume, 0, WHITE, out=volume)
     np.rint(volume, out=volume)
@@ -71,9 +76,21 @@ def to_grey(scan: Scan, index: int, settings: Preprocessing) -> np.ndarray:
     return pixels
 
 
-def shrink(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """A slice resized by Pillow's bicubic, which low-passes when it shrinks; uint8 stays uint8, float32 float32."""
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    resized = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+def shrink(slices: Sequence[np.ndarray], width: int, height: int) -> np.ndarray:
+    """Up to four slices ``(H, W)`` resized by Pillow's bicubic, which low-passes when it shrinks: ``(k, height * width)``.
+
+    8-bit slices are resized as the bands of one picture: the same arithmetic for each, in two thirds of the time. (CMYK,
+    because Pillow would multiply the bands of RGBA with the fourth.)
+    """
+    pictures = [Image.fromarray(np.ascontiguousarray(pixels)) for pixels in slices]
+    if pictures[0].mode == "L":
+        bands = pictures + pictures[-1:] * (BANDS - len(pictures))
+        resized = np.asarray(_resize(Image.merge("CMYK", bands), width, height))
+        return resized.reshape(-1, BANDS)[:, : len(pictures)].T
+    resized = np.stack([np.asarray(_resize(picture, width, height)) for picture in pictures])
     # 8-bit resizing ends in 0…255 by itself; so that HU volumes and slices agree, float overshoot is cut as well.
-    return resized if resized.dtype == np.uint8 else np.clip(resized, 0, WHITE)
+    return np.clip(resized, 0, WHITE).reshape(len(pictures), -1)
+
+
+def _resize(picture: Image.Image, width: int, height: int) -> Image.Image:
+    return picture.resize((width, height), Image.Resampling.BICUBIC)

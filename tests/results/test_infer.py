@@ -217,7 +217,7 @@ def test_a_model_that_answers_no_number_fails_the_row(scans: Path, tmp_path: Pat
 
 
 def test_names_that_a_spreadsheet_or_terminal_would_run_are_harmless(tmp_path: Path):
-    names = ["=cmd|' C calc'!A0", "@x", "tab\there", "\x1b[31mred", "[/bold]", 'quo"te', "-2"]
+    names = ["=cmd|' C calc'!A0", "@x", "tab\there", "\x1b[31mred", "[bold]red", 'quo"te', "-2"]
     for name in names:
         write_slices(tmp_path / "scans" / name, smooth_volume(3, 32))
     rows = infer([tmp_path / "scans"], [make_model(tmp_path / "m.safetensors")], tmp_path / "p.csv", machine=ONE)
