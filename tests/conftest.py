@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores; before torch and numpy are imported
 
 import nibabel as nib
 import numpy as np

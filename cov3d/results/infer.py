@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ def infer(
     paths = ask_scans(scans)
     _check_output(output, resume, overwrite)
     device = pick_device(machine.device)
+    if device.type == "cpu" and machine.workers is None:
+        machine = replace(machine, workers=1)  # the network has the cores; more readers would only make it wait
     ensemble = Ensemble([load_model(file, device) for file in find_models(models)], inference)
     done = _resume(output, ensemble) if resume and output.exists() else {}
     say(f"{len(paths)} scans, {len(ensemble.models)} models on {device}. This is {NOT_A_DEVICE}.")
@@ -132,7 +134,7 @@ class Ensemble:
             threshold=self.inference.threshold,
             models=len(self.models),
             views=1 + self.inference.tta,
-            seconds=time.monotonic() - begin,
+            seconds=tensors.seconds + time.monotonic() - begin,
         )
 
     @torch.inference_mode()

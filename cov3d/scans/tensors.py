@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ class Tensors:
     index: int
     arrays: tuple[np.ndarray, ...]
     warnings: tuple[str, ...]
+    seconds: float
     error: str
 
 
@@ -33,15 +35,19 @@ def read_tensors(paths: Sequence[Path], wanted: Sequence[Preprocessing], machine
             np.frombuffer(bytearray(part), np.uint8).reshape(1, *settings.shape)
             for part, settings in zip(outcome.parts, wanted, strict=False)
         )
-        yield Tensors(outcome.index, arrays, tuple(outcome.answer.get("warnings", ())), outcome.error)
+        answer = outcome.answer
+        yield Tensors(
+            outcome.index, arrays, tuple(answer.get("warnings", ())), answer.get("seconds", 0.0), outcome.error
+        )
 
 
 def make_tensors(job: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
     """Preprocess one scan in every way that is wanted. Runs in a worker."""
+    begin = time.monotonic()
     scan = read(job["path"])
     parts, warnings = [], {}
     for settings in job["settings"]:
         array, said = preprocess_with_warnings(scan, from_dict(Preprocessing, settings, "job"))
         parts.append(array.tobytes())
         warnings.update(dict.fromkeys(said))
-    return {"warnings": list(warnings)}, parts
+    return {"warnings": list(warnings), "seconds": time.monotonic() - begin}, parts

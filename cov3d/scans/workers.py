@@ -43,23 +43,39 @@ def each(task: Task, jobs: Sequence[Job], processes: int, timeout: float) -> Ite
         Cov3dError: a task met something that no other scan can escape, such as a full disk.
     """
     died: list[int] = []
-    for index, outcome in _run(task, jobs, range(len(jobs)), processes, timeout):
-        if outcome is None:
-            died.append(index)
+    for outcome in _run(task, jobs, range(len(jobs)), processes, timeout):
+        if isinstance(outcome, _Death):
+            died.append(outcome.index)
         else:
             yield outcome
     for index in died:
-        for _, outcome in _run(task, jobs, [index], 1, timeout):
-            yield outcome or Outcome(index, {}, error=DIED)
+        for outcome in _run(task, jobs, [index], 1, timeout):
+            yield outcome if isinstance(outcome, Outcome) else Outcome(index, {}, error=outcome.cause)
 
 
-DIED = "the process that read it was killed, twice (out of memory?); free memory or use fewer --workers"
+@dataclass(frozen=True)
+class _Death:
+    """A process that ended with its job undone."""
+
+    index: int
+    exit_code: int
+
+    @property
+    def cause(self) -> str:
+        if self.exit_code < 0:
+            name = signal.Signals(-self.exit_code).name
+            return (
+                f"the process that read it died of {name}, twice (out of memory?); free memory or use fewer --workers"
+            )
+        return (
+            f"the process that read it ended, twice, with exit code {self.exit_code}; a script that calls cov3d does so "
+            "under if __name__ == '__main__'"
+        )
 
 
 def _run(
     task: Task, jobs: Sequence[Job], indices: Sequence[int], processes: int, timeout: float
-) -> Iterator[tuple[int, Outcome | None]]:
-    """Outcomes by index; None where the process died."""
+) -> Iterator[Outcome | _Death]:
     waiting = deque(indices)
     busy: list[_Worker] = []
     idle: list[_Worker] = []
@@ -72,7 +88,7 @@ def _run(
             wait([worker.connection for worker in busy], timeout=_until_first_deadline(busy))
             for worker in [worker for worker in busy if worker.has_news()]:
                 busy.remove(worker)
-                yield worker.index, worker.outcome(timeout)
+                yield worker.outcome(timeout)
                 if worker.process.is_alive():
                     idle.append(worker)
     finally:
@@ -105,7 +121,7 @@ class _Worker:
     def has_news(self) -> bool:
         return self.connection.poll() or time.monotonic() > self.deadline
 
-    def outcome(self, timeout: float) -> Outcome | None:
+    def outcome(self, timeout: float) -> Outcome | _Death:
         if not self.connection.poll():
             self.stop()
             return Outcome(self.index, {}, error=f"took longer than {timeout:g} s and was given up (--timeout)")
@@ -113,8 +129,9 @@ class _Worker:
             message = json.loads(self.connection.recv_bytes())
             parts = tuple(self.connection.recv_bytes() for _ in range(message["parts"]))
         except (EOFError, OSError):
+            self.process.join(5)
             self.stop()
-            return None
+            return _Death(self.index, self.process.exitcode or 0)
         if message["fatal"]:
             raise Cov3dError(message["fatal"])
         return Outcome(self.index, message["answer"], parts, message["error"])

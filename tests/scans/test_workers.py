@@ -23,6 +23,8 @@ def work(job):
         raise Cov3dError("no space left on the disk")
     if job["do"] == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if job["do"] == "leave":
+        os._exit(7)
     if job["do"] == "die once":
         try:
             Path(job["mark"]).mkdir()
@@ -49,7 +51,7 @@ def test_every_job_is_answered_by_its_own_answer(processes: int):
     assert all(o.parts == (bytes([k]) * 300_000,) for k, o in found.items())
 
 
-CAUSES = {"fail": "is damaged", "bug": "unexpected KeyError", "die": "was killed, twice"}
+CAUSES = {"fail": "is damaged", "bug": "unexpected KeyError", "die": "died of SIGKILL, twice", "leave": "exit code 7"}
 
 
 @pytest.mark.parametrize("what", CAUSES)
