@@ -70,7 +70,10 @@ class Epochs(Callback):
 
 
 class Keeper:
-    """The run's folder as it grows: the best epoch of each task, the last one, and the history of all."""
+    """The run's folder as it grows: the best epoch of each task, the last one, and the history of all.
+
+    The best epoch is the one of highest macro F1, and among equals (on few scans there are many) of lowest loss.
+    """
 
     def __init__(self, folder: Path, rows: Sequence[Row], settings: RunSettings, summary: dict[str, Any]):
         self.folder, self.rows, self.settings, self.summary = folder, rows, settings, summary
@@ -92,9 +95,10 @@ class Keeper:
             row.update({f"{task}_f1_{name}": found["f1"].get(name) for name in found["classes"]})
         row["seconds"] = round(seconds, 2)
         self.history.append(row)
-        better = [task for task in self.kept_tasks if self._is_better(task, scores[task])]
+        ranks = {task: (scores[task]["macro_f1"], -row["validation_loss"]) for task in self.kept_tasks}
+        better = [task for task, rank in ranks.items() if task not in self.best or rank > self.best[task]["rank"]]
         for task in better:
-            self.best[task] = {"epoch": row["epoch"], "scores": scores[task], "logits": logits}
+            self.best[task] = {"epoch": row["epoch"], "rank": ranks[task], "scores": scores[task], "logits": logits}
             self._save(model, f"{task}.safetensors", task, row["epoch"], {task: scores[task]["macro_f1"]})
         self._say_epoch(row, better)
         if row["epoch"] == self.summary["epochs"]:
@@ -129,10 +133,6 @@ class Keeper:
         for task, best in kept.items():
             say(f"best {task} macro F1 {best['macro_f1']:.4f} in epoch {best['epoch']}")
         say(f"note: {SELECTED}")
-
-    def _is_better(self, task: str, scores: dict[str, Any]) -> bool:
-        """Ties keep the earlier epoch."""
-        return task not in self.best or scores["macro_f1"] > self.best[task]["scores"]["macro_f1"]
 
     def _save(self, model: torch.nn.Module, name: str, task: Task, epoch: int, f1: dict[str, Any]) -> None:
         summary = {**self.summary, "epoch": epoch, "macro_f1": f1, "scored_on": f"its validation scans; {SELECTED}"}

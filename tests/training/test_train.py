@@ -68,10 +68,10 @@ def test_a_run_writes_what_it_promises(study: Path, tmp_path: Path):
     assert model.training["train_scans"] == 8
 
 
-def test_the_kept_epoch_is_the_best_one_and_ties_keep_the_earlier(study: Path, tmp_path: Path):
+def test_the_kept_epoch_is_the_best_one_and_among_equals_that_of_lowest_loss(study: Path, tmp_path: Path):
     run = fit(study, tmp_path, with_training(epochs=4))
-    scores = [float(row["presence_f1"]) for row in table(run / "history.csv")]
-    assert load_model(run / "presence.safetensors").training["epoch"] == scores.index(max(scores)) + 1
+    ranks = [(float(row["presence_f1"]), -float(row["validation_loss"])) for row in table(run / "history.csv")]
+    assert load_model(run / "presence.safetensors").training["epoch"] == ranks.index(max(ranks)) + 1
     assert load_model(run / "last.safetensors").training["epoch"] == 4
 
 
