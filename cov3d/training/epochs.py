@@ -163,7 +163,7 @@ def draw_curves(path: Path, history: Sequence[dict[str, Any]], best: dict[str, i
         right.plot(epochs, scores, marker=".", color=colour, label=task)
         if task in best:
             right.plot(best[task], scores[best[task] - 1], "o", ms=12, mfc="none", color=colour, label="kept")
-    left.set(xlabel="epoch", ylabel="loss")
+    left.set(xlabel="epoch", ylabel="loss", yscale="log")
     right.set(xlabel="epoch", ylabel="macro F1 on validation scans", ylim=(0, 1.02))
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
