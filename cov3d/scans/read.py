@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from cov3d.console import natural
-from cov3d.errors import Cov3dError, ScanError
-from cov3d.scans.scan import Scan, reading
+from cov3d.errors import Cov3dError, ScanError, SettingError
+from cov3d.scans.scan import FORMS, Scan, reading
 from cov3d.scans.slices import SLICE_NAME, read_slices, slice_files
-
-FORMS = "folders of 0.jpg, 1.jpg, … or .png; .nii; .nii.gz"
 
 
 def read(path: str | Path) -> Scan:
@@ -54,17 +52,21 @@ def find_scans(folder: str | Path) -> list[Path]:
 def ask_scans(asked: Iterable[str | Path]) -> list[Path]:
     """The scans that a user's paths mean: each path itself if it is a scan, else the scans below it.
 
-    A path that is not there stays in the list: it fails when it is read, and costs one row.
+    A path that is not there, or a folder without scans, stays in the list: it fails when it is read, and costs one row.
 
     Raises:
-        Cov3dError: a folder without scans.
+        SettingError: nothing was asked for.
+        Cov3dError: there is no scan in all that was asked for.
     """
+    paths = [Path(path) for path in asked]
+    if not paths:
+        raise SettingError("name the scans, or folders of scans")
+    found = {path: find_scans(path) if path.is_dir() else [path] for path in paths}
+    if not any(found.values()):
+        raise Cov3dError(f"{', '.join(map(str, paths))}: no scans found (looked for {FORMS})")
     scans: dict[Path, Path] = {}
-    for path in map(Path, asked):
-        found = find_scans(path) if path.is_dir() else [path]
-        if not found:
-            raise Cov3dError(f"{path}: no scans found (looked for {FORMS})")
-        for scan in found:
+    for path in paths:
+        for scan in found[path] or [path]:
             scans.setdefault(scan.resolve(), scan)
     return sorted(scans.values(), key=lambda path: natural(path.as_posix()))
 

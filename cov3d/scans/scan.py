@@ -13,6 +13,7 @@ import numpy as np
 
 from cov3d.errors import ScanError
 
+FORMS = "folders of 0.jpg, 1.jpg, … or .png; .nii; .nii.gz"
 # A scan fails when more than this share of its slices cannot be read.
 UNREADABLE_SHARE = 0.1
 # Larger slices or scans are refused before they are decoded: no chest CT is, and a few bytes can promise any size.

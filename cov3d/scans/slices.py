@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from cov3d.errors import ScanError
-from cov3d.scans.scan import LARGEST_SIDE, MOST_SLICES, Scan, SliceError, check_loss, check_regular, look_of
+from cov3d.scans.scan import FORMS, LARGEST_SIDE, MOST_SLICES, Scan, SliceError, check_loss, check_regular, look_of
 
 SLICE_NAME = re.compile(r"([0-9]{1,9})\.(jpe?g|png)", re.IGNORECASE | re.ASCII)
 
@@ -48,7 +48,7 @@ def read_slices(folder: Path) -> Scan:
     """
     files = slice_files(folder)
     if not files:
-        raise ScanError(folder, "no slices found (looked for 0.jpg, 1.jpg, … or .png)")
+        raise ScanError(folder, f"no scan found (looked for {FORMS})")
     if len(files) > MOST_SLICES:
         raise ScanError(folder, f"{len(files)} slices are more than {MOST_SLICES}; is this one scan?")
     sizes: dict[int, tuple[int, int]] = {}

@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from cov3d.console import natural
 from cov3d.errors import Cov3dError, StudyError
 from cov3d.labels import UNKNOWN, parse_presence, parse_severity
-from cov3d.scans.read import FORMS, find_scans, scan_name
+from cov3d.scans.read import find_scans, scan_name
+from cov3d.scans.scan import FORMS
 from cov3d.tables import read_table
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"

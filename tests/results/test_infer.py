@@ -108,14 +108,16 @@ def test_bad_scans_cost_their_rows_and_change_no_other(scans: Path, tmp_path: Pa
     for file in (scans / "ct_scan_9").iterdir():
         file.write_bytes(b"")
     (scans / "cut.nii.gz").write_bytes(b"\x1f\x8b\x08")
-    rows = infer([scans, tmp_path / "nowhere"], [model], tmp_path / "p.csv", machine=ONE)
+    (tmp_path / "empty").mkdir()
+    rows = infer([scans, tmp_path / "nowhere", tmp_path / "empty"], [model], tmp_path / "p.csv", machine=ONE)
     bad = {row.scan: row.error for row in rows if row.error}
-    assert set(bad) == {"ct_scan_9", "cut", "nowhere"}
+    assert set(bad) == {"ct_scan_9", "cut", "nowhere", "empty"}
     assert "zero bytes" in bad["ct_scan_9"]
     assert bad["nowhere"] == "is not there"
+    assert "no scan found" in bad["empty"]
     kept = {row.scan: (row.covid, row.severity) for row in rows if not row.error}
     assert kept == {row.scan: (row.covid, row.severity) for row in good if row.scan != "ct_scan_9"}
-    assert summary(rows, Path("p.csv")) == "p.csv: 4 answered, 3 failed, 7 asked"
+    assert summary(rows, Path("p.csv")) == "p.csv: 4 answered, 4 failed, 8 asked"
     for row in table(tmp_path / "p.csv"):
         assert bool(row["error"]) == (row["covid_probability"] == "")
 

@@ -133,7 +133,7 @@ def test_a_header_that_promises_too_much_is_refused_before_decoding(tmp_path: Pa
 
 
 def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path):
-    with pytest.raises(ScanError, match="no slices found"):
+    with pytest.raises(ScanError, match="no scan found"):
         read(tmp_path)
 
 
