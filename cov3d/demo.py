@@ -10,7 +10,7 @@ from cov3d.config import Machine, NetSettings, Preprocessing, RunSettings, Train
 from cov3d.console import say, show
 
 # Small enough for two CPU cores, large enough to learn from.
-SCANS = 120
+SCANS, PIXELS = 120, 96
 SETTINGS = RunSettings(
     task="both",
     preprocessing=Preprocessing(width=64),
@@ -35,7 +35,7 @@ def demo(
 
     folder = Path(folder)
     say(f"1 of 4: drawing {SCANS} chests into {folder / 'study'}")
-    study = read_study(write_study(folder / "study", scans=SCANS, seed=seed, overwrite=overwrite))
+    study = read_study(write_study(folder / "study", scans=SCANS, size=PIXELS, seed=seed, overwrite=overwrite))
     say("2 of 4: preprocessing and training")
     settings = replace(SETTINGS, training=replace(SETTINGS.training, seed=seed))
     run = train(study, settings, machine, folder / "cache", folder / "outputs" / "both", overwrite)
