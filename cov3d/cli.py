@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import signal
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -41,25 +44,33 @@ CacheOption = Annotated[Path, typer.Option(help="Folder of the tensor caches.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote.")]
 
 
-def command(name: str | None = None, hidden: bool = False) -> Callable[[Callable[..., int | None]], Callable[..., Any]]:
-    """Make a function a command: settings groups become options, errors one sentence, its result the exit code."""
+def command(
+    name: str | None = None, hidden: bool = False, stopped: str = "say --overwrite to begin again"
+) -> Callable[[Callable[..., int | None]], Callable[..., Any]]:
+    """Make a function a command: settings groups become options, errors one sentence, its result the exit code.
+
+    ``stopped`` is what to do after Ctrl-C.
+    """
 
     def decorate(function: Callable[..., int | None]) -> Callable[..., Any]:
-        app.command(name, hidden=hidden)(_guarded(expand(function)))
+        app.command(name, hidden=hidden)(_guarded(expand(function), stopped))
         return function
 
     return decorate
 
 
-def _guarded(run: Callable[..., int | None]) -> Callable[..., None]:
+def _guarded(run: Callable[..., int | None], stopped: str) -> Callable[..., None]:
     @functools.wraps(run)
     def guarded(**values: Any) -> None:
         set_quiet(values["quiet"])
         try:
             code = run(**values) or DONE
         except KeyboardInterrupt:
-            complain("stopped; run the same command again to go on")
+            complain(f"stopped; {stopped}")
             code = STOPPED
+        except BrokenPipeError:  # whoever read our results has heard enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = DONE
         except Cov3dError as error:
             if values["debug"]:
                 raise
@@ -98,8 +109,10 @@ def _cov3d(
 def demo(
     messages: Messages,
     machine: Machine,
-    folder: Annotated[Path, typer.Argument(help="A new folder for all that the demo makes.")] = Path("cov3d-demo"),
-    seed: Annotated[int, typer.Option(help="Seed of the drawn chests and of the training.")] = 0,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder for all that the demo makes.")] = Path(
+        "cov3d-demo"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the drawn chests and of the training.")] = 0,
     overwrite: OverwriteOption = False,
 ) -> None:
     """See everything work: drawn chests, preprocess, train, infer, evaluate. A few minutes, no download."""
@@ -111,10 +124,10 @@ def demo(
 @command()
 def phantom(
     messages: Messages,
-    folder: Annotated[Path, typer.Argument(help="A new folder for the study.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder for the study.")],
     scans: Annotated[int, typer.Option(help="How many scans.")] = 60,
     format: Annotated[Literal["jpeg", "nifti"], typer.Option(help="Form of the scans.")] = "jpeg",
-    seed: Annotated[int, typer.Option(help="Same seed, same study.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same study.")] = 0,
     labels: Annotated[Literal["true", "random"], typer.Option(help="random: labels that say nothing.")] = "true",
     size: Annotated[int, typer.Option(help="Width and height of a slice, in pixels.", min=32, max=512)] = 128,
     overwrite: OverwriteOption = False,
@@ -126,7 +139,7 @@ def phantom(
     show(f"{study}: {scans} drawn scans")
 
 
-@command()
+@command(stopped="run the same command again: what is made is kept")
 def preprocess(
     messages: Messages,
     preprocessing: Preprocessing,
@@ -142,7 +155,7 @@ def preprocess(
     filled = fill_cache(read.rows, preprocessing, cache, machine)
     kept = len(filled.entries) - filled.made
     show(f"{filled.folder}: {filled.made} made, {kept} kept, {len(filled.failures)} failed, {len(read.rows)} asked")
-    return _list_failures(filled.failures)
+    return _list_failures(filled.failures, of=len(read.rows))
 
 
 @command()
@@ -169,7 +182,7 @@ def train(
     return _list_failures(run.failures)
 
 
-@command()
+@command(stopped="say --resume to go on")
 def infer(
     messages: Messages,
     inference: Inference,
@@ -199,7 +212,7 @@ def infer(
 
 def _evaluate(
     messages: Messages,
-    predictions: Annotated[Path, typer.Argument(help="A table that infer wrote.")],
+    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="A table that infer wrote.")],
     study: StudyArgument = Path(),
     output: Annotated[
         Path | None, typer.Option(help="Where scores go.", show_default="PREDICTIONS-metrics.json")
@@ -215,7 +228,7 @@ def _evaluate(
     show(report(result))
 
 
-command("evaluate")(_evaluate)
+command("evaluate", stopped="nothing was written")(_evaluate)
 command("validate", hidden=True)(_evaluate)  # FastApp's name for it
 
 
@@ -231,4 +244,5 @@ def _list_failures(failures: dict[str, str], of: int | None = None) -> int:
 def main() -> None:
     """Run the command line."""
     warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)  # fastai's, at import
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is an orderly one, as Ctrl-C is
     app()

@@ -114,7 +114,7 @@ class Training:
         min=0.01,
         max=0.9,
     )
-    weights: str = option("kinetics", "Weights to start from: kinetics, none, or a file.")
+    weights: str = option("none", "Weights to start from: none, kinetics (published; downloaded once), or a file.")
     seed: int = option(0, "Seed of everything that is drawn.", min=0)
 
     def __post_init__(self) -> None:
@@ -140,6 +140,13 @@ class RunSettings:
                 f"Kinetics weights fit --base-width 64, not {self.net.base_width}; say --weights none, or leave the width"
             )
 
+        idle = {"presence": 1.0, "severity": 0.0}
+        if any(self.task in (task, "both") and self.severity_factor == factor for task, factor in idle.items()):
+            raise SettingError(
+                f"--severity-factor {self.severity_factor:g} learns nothing of what --task {self.task} keeps; "
+                "choose a number between 0 and 1"
+            )
+
     @property
     def severity_factor(self) -> float:
         """λ of the joint loss."""
@@ -162,7 +169,9 @@ class Machine:
     """Where the work is done."""
 
     device: str = option("auto", "auto, cpu, cuda, or cuda:1.")
-    workers: int | None = option(None, "Processes that read scans; if not said, one a core.", min=1, max=256)
+    workers: int | None = option(
+        None, "Processes that read scans; if not said, one a core, and one beside a network on a CPU.", min=1, max=256
+    )
     timeout: float = option(600.0, "Seconds after which a scan is given up.", min=1.0)
 
     def __post_init__(self) -> None:
@@ -172,7 +181,7 @@ class Machine:
 
     @property
     def processes(self) -> int:
-        """Worker processes: as many as asked for, else as many as there are cores for this process."""
+        """How many worker processes: as asked for, else one for each core that this process may use."""
         if self.workers is not None:
             return self.workers
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 SECONDS_BETWEEN_LINES = 10.0
+NAMES_SHOWN = 5
 _quiet = False
 
 
@@ -31,13 +32,21 @@ def complain(message: str) -> None:
 
 def show(result: str) -> None:
     """Print a result on standard output."""
-    print(printable(result), flush=True)  # noqa: T201
+    for line in result.split("\n"):
+        print(printable(line), flush=True)  # noqa: T201
 
 
 def printable(text: str) -> str:
     """Text with control characters and undecodable bytes as ``\\x1b``: data on the screen, never commands to a terminal."""
-    text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e]", lambda m: repr(m.group())[1:-1], text)
+    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e]", lambda m: repr(m.group())[1:-1], text)
     return text.encode("utf-8", errors="backslashreplace").decode()
+
+
+def few(names: Sequence[str], separator: str = ", ") -> str:
+    """The first names of many, for an error."""
+    return separator.join(names[:NAMES_SHOWN]) + (
+        f"{separator}and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    )
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:

@@ -15,7 +15,7 @@ SETTINGS = RunSettings(
     task="both",
     preprocessing=Preprocessing(width=64),
     net=NetSettings(base_width=16, dropout=0.1, penultimate=64),
-    training=Training(epochs=16, batch_size=8, learning_rate=3e-3, weights="none", validation_fraction=0.2),
+    training=Training(epochs=16, batch_size=8, learning_rate=3e-3, validation_fraction=0.2),
 )
 
 

@@ -19,6 +19,11 @@ SEVERITY = ("mild", "moderate", "severe", "critical")
 TASKS = ("presence", "severity", "both")
 LOGITS = 1 + len(SEVERITY) + 1
 UNKNOWN = -1
+# COV19-CT-DB's tables of severity, by split.
+SEVERITY_TABLES = {
+    "train": "train_partition_covid_categories.csv",
+    "validation": "val_partition_covid_categories.csv",
+}
 
 
 def probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
 from cov3d.labels import PRESENCE, SEVERITY, UNKNOWN
@@ -21,6 +19,7 @@ def score_presence(truth: np.ndarray, covid: np.ndarray, threshold: float | np.n
     known = truth != UNKNOWN
     called = (covid >= threshold)[known].astype(int)
     scores = score(truth[known], called, PRESENCE)
+    scores["log_loss"] = _log_loss(np.where(truth == 1, covid, 1 - covid)[known])
     if len(set(truth[known])) == 2:
         scores["auc"] = float(roc_auc_score(truth[known], covid[known]))
     return scores
@@ -29,7 +28,10 @@ def score_presence(truth: np.ndarray, covid: np.ndarray, threshold: float | np.n
 def score_severity(truth: np.ndarray, severity: np.ndarray) -> dict[str, Any]:
     """Scores of severity: truth ``(N,)`` of 1…4 or UNKNOWN (left out), probabilities ``(N, 4)``."""
     known = truth != UNKNOWN
-    return score(truth[known] - 1, severity[known].argmax(1), SEVERITY)
+    graded, given = truth[known] - 1, severity[known]
+    scores = score(graded, given.argmax(1), SEVERITY)
+    scores["log_loss"] = _log_loss(given[np.arange(len(graded)), graded])
+    return scores
 
 
 def score(truth: np.ndarray, answer: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
@@ -52,6 +54,11 @@ def score(truth: np.ndarray, answer: np.ndarray, classes: Sequence[str]) -> dict
     }
 
 
+def _log_loss(given: np.ndarray) -> float | None:
+    """Mean negative logarithm of the probabilities that were given to the truth."""
+    return float(-np.log(np.clip(given, 1e-7, 1)).mean()) if len(given) else None
+
+
 def macro_f1(truth: np.ndarray, answer: np.ndarray, axis: int = -1) -> np.ndarray:
     """Mean F1 over the classes that occur, along ``axis`` of ``(..., N)``: as scikit-learn's, for thousands of draws at once."""
     total = occurring = np.float64(0)
@@ -64,21 +71,18 @@ def macro_f1(truth: np.ndarray, answer: np.ndarray, axis: int = -1) -> np.ndarra
 
 
 def interval(truth: np.ndarray, answer: np.ndarray, seed: int = 0) -> tuple[float, float] | None:
-    """The 95 % interval of macro F1, by bootstrap over scans; None for fewer than two scans."""
+    """The 95 % interval of macro F1, by bootstrap over the scans of each class; None for fewer than two scans.
+
+    Drawn within classes: a draw that lost a small class would be scored over fewer classes, and too well.
+    """
     if len(truth) < 2:
         return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a score that never varies has no interval, and scipy says so at length
-        found = bootstrap(
-            (truth, answer),
-            macro_f1,
-            paired=True,
-            n_resamples=RESAMPLES,
-            confidence_level=CONFIDENCE,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-    return float(found.low), float(found.high)
+    rng = np.random.default_rng(seed)
+    members = [np.flatnonzero(truth == k) for k in np.unique(truth)]
+    draws = np.concatenate([rng.choice(found, (RESAMPLES, len(found))) for found in members], axis=1)
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(macro_f1(truth[draws], answer[draws]), [tail, 100 - tail])
+    return float(low), float(high)
 
 
 def chance(truth: np.ndarray, answer: np.ndarray, seed: int = 0) -> float:

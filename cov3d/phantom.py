@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gzip
-import shutil
+import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,12 @@ from numpy.random import Generator
 from cov3d import console
 from cov3d.chest import SMALLEST, Chest, draw
 from cov3d.commit import commit, commit_json, commit_text
+from cov3d.config import Preprocessing
 from cov3d.errors import Cov3dError, SettingError
-from cov3d.labels import PRESENCE, SEVERITY
+from cov3d.labels import PRESENCE, SEVERITY, SEVERITY_TABLES
 
-WINDOW = (-1150.0, 350.0)  # HU of grey 0 and 255, as far as can be told of COV19-CT-DB
+WINDOW = (Preprocessing.window_low, Preprocessing.window_high)  # HU of grey 0 and 255
 SLICES = (40, 64)  # a scan of a study has so many, whatever its class
-TABLES = {"train": "train_partition_covid_categories.csv", "validation": "val_partition_covid_categories.csv"}
 RECORD = "phantom.json"  # tells a drawn study from a patients' one, which is never overwritten
 
 
@@ -34,6 +34,7 @@ class _Plan:
     drawn: int
     said: int
     annotated: bool
+    path: str = ""  # in the study, without what its form adds
 
 
 def write_study(
@@ -60,22 +61,21 @@ def write_study(
     _check(scans, format, seed, labels, size, validation, annotated)
     folder = Path(folder)
     _make_room(folder, overwrite)
-    commit_json(folder / RECORD, {"scans": scans, "format": format, "seed": seed, "labels": labels, "size": size})
-    tables = {partition: ["Name;Category"] for partition in TABLES}
-    numbers: Counter[str] = Counter()
+    plans = _name(_plan(seed, scans, validation, annotated, labels), seed)
+    settings = {"scans": scans, "format": format, "seed": seed, "labels": labels, "size": size}
+    commit_json(folder / RECORD, {**settings, "drawn": [plan.path for plan in plans]})
+    tables = {partition: ["Name;Category"] for partition in SEVERITY_TABLES}
     with console.progress(scans, "drawing") as step:
-        for index, plan in enumerate(_plan(seed, scans, validation, annotated, labels), 1):  # numpy takes [s, 0] for s
+        for index, plan in enumerate(plans, 1):  # numpy takes [s, 0] for s
             rng = np.random.default_rng([seed, index])
-            group = f"{plan.partition}/{PRESENCE[plan.said > 0]}"
-            name = f"ct_scan{'_' if rng.random() < 0.8 else ''}{numbers[group]}"
-            numbers[group] += 1
             chest = draw([seed, index], plan.drawn, size, int(rng.integers(*SLICES, endpoint=True)))
-            WRITERS[format](folder / group / name, chest, rng)
+            WRITERS[format](folder / plan.path, chest, rng)
+            name = Path(plan.path).name
             if plan.annotated:
                 tables[plan.partition].append(f"{name};{plan.said}")
             step(name)
     for partition, lines in tables.items():
-        commit_text(folder / TABLES[partition], "\n".join(lines) + "\n")
+        commit_text(folder / SEVERITY_TABLES[partition], "\n".join(lines) + "\n")
     return folder
 
 
@@ -101,16 +101,35 @@ def _check(scans: int, format: str, seed: int, labels: str, size: int, validatio
 def _make_room(folder: Path, overwrite: bool) -> None:
     """Remove a study that was drawn here before, and nothing else."""
     if folder.exists() and not folder.is_dir():
-        raise Cov3dError(f"{folder} is a file; name a new folder")
+        raise SettingError(f"{folder} is a file; name a new folder")
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not overwrite:
-        raise Cov3dError(f"{folder} is not empty; name a new folder, or say --overwrite to replace a study drawn there")
-    study = [folder / name for name in (*TABLES, *TABLES.values()) if (folder / name).exists()]
-    if study and not (folder / RECORD).exists():
-        raise Cov3dError(f"{study[0]} was not drawn by cov3d, so it is not overwritten; name a new folder")
-    for path in study:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise SettingError(
+            f"{folder} is not empty; name a new folder, or say --overwrite to replace a study drawn there"
+        )
+    drawn = _drawn_files(folder)
+    foreign = [path for split in SEVERITY_TABLES for path in (folder / split).rglob("*") if path.is_file()]
+    foreign += [folder / table for table in SEVERITY_TABLES.values() if (folder / table).exists() and not drawn]
+    foreign = [path for path in foreign if path not in drawn]
+    if foreign:
+        raise Cov3dError(f"{foreign[0]} was not drawn by cov3d, so nothing is overwritten; name a new folder")
+    for path in drawn:
+        path.unlink()
+
+
+def _drawn_files(folder: Path) -> set[Path]:
+    """Every file of the study that the record in ``folder`` says was drawn there."""
+    try:
+        drawn = json.loads((folder / RECORD).read_text(encoding="utf-8"))["drawn"]
+    except (OSError, ValueError, KeyError):
+        return set()
+    files = {folder / table for table in SEVERITY_TABLES.values() if (folder / table).exists()}
+    for place in drawn:
+        scan = folder / place
+        files |= {path for path in scan.glob("*.jpg") if path.stem.isdecimal()}
+        files |= {path for path in [scan.with_name(f"{scan.name}.nii.gz")] if path.exists()}
+    return files
 
 
 def _plan(seed: int, scans: int, validation: float, annotated: float, labels: str) -> list[_Plan]:
@@ -129,6 +148,18 @@ def _plan(seed: int, scans: int, validation: float, annotated: float, labels: st
         chests = lot.permutation([plan.drawn for plan in plans]).tolist()
         plans = [replace(plan, drawn=drawn) for plan, drawn in zip(plans, chests, strict=True)]
     return plans
+
+
+def _name(plans: Sequence[_Plan], seed: int) -> list[_Plan]:
+    """The same with their places in the study, in either of COV19-CT-DB's spellings."""
+    rng = np.random.default_rng([seed, 2**31])
+    numbers: Counter[str] = Counter()
+    named = []
+    for plan in plans:
+        group = f"{plan.partition}/{PRESENCE[plan.said > 0]}"
+        named.append(replace(plan, path=f"{group}/ct_scan{'_' if rng.random() < 0.8 else ''}{numbers[group]}"))
+        numbers[group] += 1
+    return named
 
 
 def _write_jpeg(path: Path, chest: Chest, rng: Generator) -> None:

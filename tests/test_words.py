@@ -69,7 +69,7 @@ def test_scan_2_comes_before_scan_10():
     assert sorted(names, key=natural)[-4:] == ["scan1", "scan2", "scan10", "scan²"]
 
 
-@pytest.mark.parametrize("name", ["\x1b[31mred", "tab\tcr\rnul\0", "\u202eevil", "bad\udcff"])
+@pytest.mark.parametrize("name", ["\x1b[31mred", "ok\nerror: forged", "tab\tcr\rnul\0", "\u202eevil", "bad\udcff"])
 def test_names_are_made_printable(name: str):
     shown = printable(name)
     assert not any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 for c in shown)
@@ -150,6 +150,11 @@ def test_the_interval_holds_the_score_and_narrows_with_more_scans():
     assert interval(np.array([1]), np.array([1])) is None
 
 
+def test_the_interval_of_a_constant_answer_is_its_score_alone():
+    truth = np.array([0] * 30 + [1])
+    assert interval(truth, np.zeros(31, int)) == pytest.approx((30 / 61, 30 / 61))
+
+
 def test_chance_of_fair_answers_is_a_half():
     truth = np.arange(200) % 2
     assert chance(truth, np.roll(truth, 1)) == pytest.approx(0.5, abs=0.01)
@@ -169,7 +174,9 @@ def test_chance_of_fair_answers_is_a_half():
         (lambda: Training(learning_rate=0.0), "learns nothing"),
         (lambda: Machine(device="gpu"), "is not one of auto, cpu, cuda"),
         (lambda: RunSettings(task="cure"), "--task 'cure' is not one of"),
-        (lambda: RunSettings(net=NetSettings(base_width=8)), "say --weights none"),
+        (lambda: RunSettings(net=NetSettings(base_width=8), training=Training(weights="kinetics")), "--weights none"),
+        (lambda: RunSettings(task="severity", loss=config.LossSettings(severity_factor=0.0)), "learns nothing of what"),
+        (lambda: RunSettings(task="presence", loss=config.LossSettings(severity_factor=1.0)), "learns nothing of what"),
     ],
 )
 def test_impossible_settings_are_refused_in_a_sentence(make, cause: str):

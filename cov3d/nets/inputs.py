@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
-from cov3d.errors import SettingError
+from cov3d.errors import Cov3dError, SettingError
 
 
 def pick_device(name: str) -> torch.device:
@@ -20,6 +23,23 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise SettingError(f"--device {name}: there are {torch.cuda.device_count()} GPUs here; choose another, or auto")
     return device
+
+
+@contextmanager
+def memory_advice(lower: str) -> Iterator[None]:
+    """Out of memory becomes a sentence that says what to lower.
+
+    Raises:
+        Cov3dError: the GPU's or the machine's memory is full.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise Cov3dError(f"the GPU's memory is full; lower {lower}") from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        raise Cov3dError(f"this machine's memory is full; lower {lower}") from error
 
 
 def as_input(scans: Tensor) -> Tensor:

@@ -8,19 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from cov3d.console import few
 from cov3d.errors import Cov3dError, StudyError
 from cov3d.labels import PRESENCE, SEVERITY, UNKNOWN
 from cov3d.metrics import chance, interval, score_presence, score_severity
 from cov3d.predictions import Prediction, read_predictions
 from cov3d.scans.study import TRAIN, VALIDATION, Row, Study
 
-NAMES_SHOWN = 5
-
 
 def evaluate(predictions: str | Path, study: Study) -> dict[str, Any]:
     """Score a table of predictions: macro F1 with its interval and chance's, F1 of each class, confusion, of both tasks.
 
-    Scans without an answer count as asked and are said beside every score.
+    ``asked`` counts the labelled scans of the splits that the table is about, so that none drops out unseen.
 
     Raises:
         StudyError: scans that the study does not have, or the same scan twice.
@@ -31,43 +30,36 @@ def evaluate(predictions: str | Path, study: Study) -> dict[str, Any]:
     answered = [(p, row) for p, row in pairs if p.covid is not None]
     if not any(row.presence != UNKNOWN for _, row in answered):
         raise Cov3dError(f"{path}: no scan has both an answer here and a label in {study.source}")
-    result: dict[str, Any] = {"asked": len(pairs), "answered": len(answered), "notes": _notes(pairs)}
+    splits = {row.split for _, row in pairs}
+    asked = sum(row.presence != UNKNOWN for row in study.rows if row.split in splits)
+    labelled = sum(row.presence != UNKNOWN for _, row in answered)
+    result: dict[str, Any] = {"asked": asked, "answered": labelled, "notes": _notes(pairs)}
     result["presence"] = _presence(answered)
     result["severity"] = _severity(answered)
     return result
 
 
 def match_rows(predictions: Sequence[Prediction], study: Study, source: Path) -> list[tuple[Prediction, Row]]:
-    """Each prediction with its scan in the study: by the path on disk, else by the scan's name in the study."""
+    """Each prediction with its scan in the study: by the path on disk; if that is not there, by its name in the study.
+
+    A path that is there but not in the study is another scan, however alike it is called.
+    """
     by_path = {row.path.resolve(): row for row in study.rows}
     by_name = {row.scan: row for row in study.rows}
     pairs: dict[str, tuple[Prediction, Row]] = {}
     lost: list[str] = []
     for prediction in predictions:
-        row = (
-            by_path.get(Path(prediction.path).resolve()) or by_name.get(prediction.path) or by_name.get(prediction.scan)
-        )
-        row = row or _by_ending(prediction.path, by_name)
+        path = Path(prediction.path or prediction.scan)
+        row = by_path.get(path.resolve()) if path.exists() else by_name.get(path.as_posix())
         if row is None:
-            lost.append(prediction.path or prediction.scan)
+            lost.append(path.as_posix())
         elif row.scan in pairs:
             raise StudyError(f"{source}: {row.scan} is predicted twice; keep one row of it")
         else:
             pairs[row.scan] = (prediction, row)
     if lost:
-        names = ", ".join(lost[:NAMES_SHOWN]) + (", …" if len(lost) > NAMES_SHOWN else "")
-        raise StudyError(f"{source}: {len(lost)} scans are not in the study {study.source}: {names}")
+        raise StudyError(f"{source}: {len(lost)} scans are not in the study {study.source}: {few(lost)}")
     return list(pairs.values())
-
-
-def _by_ending(path: str, by_name: dict[str, Row]) -> Row | None:
-    """A scan whose name in the study is how the path ends: a table that was made in another folder."""
-    parts = Path(path).parts
-    for first in range(len(parts)):
-        row = by_name.get("/".join(parts[first:]))
-        if row is not None:
-            return row
-    return None
 
 
 def _presence(answered: Sequence[tuple[Prediction, Row]]) -> dict[str, Any]:
@@ -103,7 +95,7 @@ def _notes(pairs: Sequence[tuple[Prediction, Row]]) -> list[str]:
 
 def report(result: dict[str, Any]) -> str:
     """Scores as text."""
-    lines = [f"{result['answered']} of {result['asked']} scans answered"]
+    lines = [f"{result['answered']} of {result['asked']} labelled scans answered"]
     for task in ("presence", "severity"):
         lines += ["", *_task_lines(task, result[task])]
     return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])

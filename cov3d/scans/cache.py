@@ -7,11 +7,12 @@ it was made from and vouches for it. ``manifest.csv`` gathers these for people, 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from cov3d.commit import TEMPORARY_PREFIX, check_writable, commit, commit_json
 from cov3d.config import Machine, Preprocessing, from_dict, to_dict
 from cov3d.console import natural, progress
 from cov3d.errors import Cov3dError, ScanError, SettingError
+from cov3d.scans.fingerprint import content_fingerprint, sha256, stat_fingerprint
 from cov3d.scans.preprocess import preprocess_with_warnings
-from cov3d.scans.read import read, scan_files
+from cov3d.scans.read import read
 from cov3d.scans.study import Row
 from cov3d.scans.workers import each
 from cov3d.tables import write_table
@@ -42,14 +44,24 @@ class Cache:
     entries: dict[str, dict[str, Any]]  # by scan
     failures: dict[str, str]  # by scan: the cause
     made: int
+    verified: set[str] = field(default_factory=set)
 
     def load(self, scan: str) -> torch.Tensor:
-        """The tensor of a scan, uint8 ``(1, D, H, W)``."""
+        """The tensor of a scan, uint8 ``(1, D, H, W)``.
+
+        Raises:
+            Cov3dError: the file is gone, or its SHA-256 is not its entry's.
+        """
         file = self.folder / self.entries[scan]["file"]
         try:
-            tensor = torch.load(file, weights_only=True)
-        except Exception as error:
-            raise Cov3dError(f"{file}: damaged cache file; delete it and run again") from error
+            data = file.read_bytes()
+        except OSError as error:
+            raise Cov3dError(f"{file}: is gone from the cache ({error.strerror}); run again") from error
+        if scan not in self.verified:  # once a run: a flipped bit is a wrong voxel, and nobody else would notice
+            if hashlib.sha256(data).hexdigest() != self.entries[scan]["sha256"]:
+                raise Cov3dError(f"{file}: has changed since it was made; delete it and run again")
+            self.verified.add(scan)
+        tensor = torch.load(io.BytesIO(data), weights_only=True)
         if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.uint8 or tensor.ndim != 4:
             raise Cov3dError(f"{file}: not a tensor of this cache; delete it and run again")
         return tensor
@@ -92,15 +104,17 @@ def fill_cache(
         for row in missing
     ]
     failures: dict[str, str] = {}
-    with progress(len(jobs), "preprocess") as step:
-        for outcome in each(make_entry, jobs, machine.processes, machine.timeout):
-            row = missing[outcome.index]
-            if outcome.error:
-                failures[row.scan] = outcome.error
-            else:
-                entries[row.scan] = outcome.answer
-            step(row.scan)
-    _write_lists(folder, rows, failures)
+    try:
+        with progress(len(jobs), "preprocess") as step:
+            for outcome in each(make_entry, jobs, machine.processes, machine.timeout):
+                row = missing[outcome.index]
+                if outcome.error:
+                    failures[row.scan] = outcome.error
+                else:
+                    entries[row.scan] = outcome.answer
+                step(row.scan)
+    finally:
+        _write_lists(folder, rows, failures)
     return Cache(folder, entries, failures, made=len(jobs) - len(failures))
 
 
@@ -108,7 +122,7 @@ def make_entry(job: dict[str, Any]) -> tuple[dict[str, Any], tuple[bytes, ...]]:
     """Preprocess one scan into the cache: the tensor first, then the entry that vouches for it. Runs in a worker."""
     begin = time.monotonic()
     path, folder = Path(job["path"]), Path(job["folder"])
-    stem = entry_stem(job["scan"])
+    stem = entry_stem(job["scan"], path)
     before = stat_fingerprint(path)
     content = content_fingerprint(path)
     old = _read_json(folder / f"{stem}.json")
@@ -137,48 +151,19 @@ def make_entry(job: dict[str, Any]) -> tuple[dict[str, Any], tuple[bytes, ...]]:
 
 def _save(path: Path, array: np.ndarray) -> dict[str, Any]:
     commit(path, lambda file: torch.save(torch.from_numpy(array), file))
-    return {"sha256": _sha256(path), "bytes": path.stat().st_size}
+    return {"sha256": sha256(path), "bytes": path.stat().st_size}
 
 
-def entry_stem(scan: str) -> str:
-    """A file name for a scan that no scan's name can lead out of the cache, and no two scans share."""
+def entry_stem(scan: str, path: Path) -> str:
+    """A file name for a scan: no scan's name can lead it out of the cache, and no two scans share it, of other studies too."""
     readable = re.sub(r"[^A-Za-z0-9_.-]+", "-", scan).strip(".-")[-80:]
-    data = scan.encode("utf-8", errors="surrogateescape")
-    return f"{readable}-{hashlib.sha256(data).hexdigest()[:8]}"
-
-
-def stat_fingerprint(path: Path) -> str:
-    """A hash of names, sizes and times of a scan's files: quick to take, and changed by any touch."""
-    stats = [(file.name, file.stat()) for file in scan_files(path)]
-    return _hash([(name, status.st_size, status.st_mtime_ns) for name, status in stats])
-
-
-def content_fingerprint(path: Path) -> str:
-    """A hash of names and bytes of a scan's files: changed by a change only."""
-    parts = []
-    for file in scan_files(path):
-        try:
-            parts.append((file.name, _sha256(file)))
-        except OSError:
-            parts.append((file.name, "unreadable"))
-    return _hash(parts)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _hash(parts: Sequence[tuple]) -> str:
-    return hashlib.sha256(repr(list(parts)).encode("utf-8", errors="surrogateescape")).hexdigest()[:32]
+    where = f"{scan}\n{path.resolve()}".encode("utf-8", errors="surrogateescape")
+    return f"{readable}-{hashlib.sha256(where).hexdigest()[:12]}"
 
 
 def _entry(folder: Path, row: Row) -> dict[str, Any] | None:
     """The entry of a scan, if it is there, whole, and made from the files as they are."""
-    entry = _read_json(folder / f"{entry_stem(row.scan)}.json")
+    entry = _read_json(folder / f"{entry_stem(row.scan, row.path)}.json")
     if entry is None or not _is_whole(folder, entry):
         return None
     try:

@@ -21,6 +21,8 @@ LARGEST_FILE = 8 * 2**30  # bytes of voxels; a header of 348 bytes can promise a
 # In-plane and between slices; outside, the header is wrong.
 SPACING_MM = (0.1, 20.0)
 NOT_FINITE_SHARE = 0.01
+SHEAR_DEGREES = 1.0
+OBLIQUE_DEGREES = 20.0
 
 
 def read_nifti(path: Path) -> Scan:
@@ -116,7 +118,13 @@ def _affine(path: Path, header: nib.Nifti1Header) -> tuple[np.ndarray, list[str]
     affine = header.get_best_affine()
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise ScanError(path, "its affine is singular, so nobody can say how the patient lies")
+    directions = affine[:3, :3] / voxel_sizes(affine)
+    if np.abs(directions.T @ directions - np.eye(3)).max() > np.sin(np.deg2rad(SHEAR_DEGREES)):
+        raise ScanError(path, "its axes are not at right angles (a tilted gantry?); resample it to straight ones")
     warnings = []
+    oblique = np.rad2deg(np.arccos(np.clip(np.abs(directions).max(0).min(), 0, 1)))
+    if oblique > OBLIQUE_DEGREES:
+        warnings.append(f"the scan lies {oblique:.0f} degrees off the patient's axes; read along the nearest")
     if header["sform_code"] == 0 and header["qform_code"] == 0:
         warnings.append("orientation unknown (sform and qform codes are 0); read as left-anterior-superior")
     zooms, sizes = np.abs(header.get_zooms()[:3]), voxel_sizes(affine)

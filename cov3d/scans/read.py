@@ -86,10 +86,17 @@ def _find(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
     for entry in entries:
         if entry.name.startswith((".", "__MACOSX")):
             continue
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _find(Path(entry.path), seen)
         elif _volume_reader(Path(entry.path)):
             yield Path(entry.path)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _nifti(path: Path) -> Scan:

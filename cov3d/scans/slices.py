@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from cov3d.console import few
 from cov3d.errors import ScanError
 from cov3d.scans.scan import FORMS, LARGEST_SIDE, MOST_SLICES, Scan, SliceError, check_loss, check_regular, look_of
 
@@ -159,6 +160,5 @@ def _gap_warning(files: Sequence[Path]) -> list[str]:
 
 
 def _size_warning(counts: Counter, common: tuple[int, int], odd: Sequence[str]) -> str:
-    names = ", ".join(odd[:3]) + (", …" if len(odd) > 3 else "")
     total = sum(counts.values())
-    return f"{len(odd)} of {total} slices left out: not {common[0]}×{common[1]} as the others ({names})"
+    return f"{len(odd)} of {total} slices left out: not {common[0]}×{common[1]} as the others ({few(odd)})"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from cov3d.console import natural
+from cov3d.console import few, natural
 from cov3d.errors import Cov3dError, StudyError
-from cov3d.labels import UNKNOWN, parse_presence, parse_severity
+from cov3d.labels import SEVERITY_TABLES, UNKNOWN, parse_presence, parse_severity
 from cov3d.scans.read import find_scans, scan_name
 from cov3d.scans.scan import FORMS
 from cov3d.tables import read_table
@@ -22,10 +23,6 @@ PARTITIONS = {
     TEST: ("test", "test_cov19d"),
 }
 CLASS_FOLDERS = {"covid": 1, "non-covid": 0, "noncovid": 0, "non_covid": 0}
-SEVERITY_TABLES = {
-    TRAIN: "train_partition_covid_categories.csv",
-    VALIDATION: "val_partition_covid_categories.csv",
-}
 # A table's columns, and the names that other programs give them.
 COLUMNS = {
     "scan": ("scan", "path", "name"),
@@ -37,7 +34,6 @@ COLUMNS = {
     "weight": ("weight",),
     "mask": ("mask",),
 }
-NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -109,8 +105,9 @@ def read_study_folders(root: Path) -> Study:
     for split, presence, folder in _class_folders(root):
         rows += [Row(_relative(path, root), path, presence, split=split) for path in find_scans(folder)]
     for split, name in SEVERITY_TABLES.items():
+        given: dict[str, str] = {}
         for table in _severity_tables(root, split, name):
-            rows = _with_severity(rows, split, table, problems)
+            rows = _with_severity(rows, split, table, given, problems)
     if not rows:
         raise StudyError(f"{root}: its class folders hold no scans (looked for {FORMS})")
     return _study(root, rows, problems)
@@ -135,40 +132,47 @@ def _severity_tables(root: Path, split: str, name: str) -> list[Path]:
     return [path for path in candidates if path.is_file()]
 
 
-def _with_severity(rows: list[Row], split: str, table: Path, problems: list[str]) -> list[Row]:
-    """The rows with the severities that a table gives them; what is wrong in the table goes into ``problems``."""
+def _with_severity(rows: list[Row], split: str, table: Path, given: dict[str, str], problems: list[str]) -> list[Row]:
+    """The rows with the severities that a table gives them, noted in ``given``; what is wrong goes into ``problems``."""
     columns, lines = read_table(table)
     by_lower = {column.lower(): column for column in columns}
     if not {"name", "category"} <= set(by_lower):
         raise StudyError(f"{table}: expected the columns Name;Category, found {', '.join(columns)}")
     found = {row.scan: row for row in rows}
     find = _finder(rows, split)
-    given: dict[str, int] = {}
     for number, line in enumerate(lines, 2):
         name = line[by_lower["name"]]
         where = f"{table.name} row {number} ({name})"
-        row = find(name)
-        if row is None:
+        called = find(name)
+        if not called:
             problems.append(f"{where}: no such scan in {split}")
+            continue
+        row = called[0]
+        if len(called) > 1:
+            problems.append(f"{where}: may be {few([row.scan for row in called])}; rename one")
         elif row.scan in given:
-            problems.append(f"{where}: listed twice, before in row {given[row.scan]}")
+            problems.append(f"{where}: listed twice, before in {given[row.scan]}")
         elif row.presence == 0:
             problems.append(f"{where}: has a severity, but lies in non-covid")
         else:
-            given[row.scan] = number
+            given[row.scan] = f"row {number} of {table.parent.name}/{table.name}"
             found[row.scan] = _graded(row, line[by_lower["category"]], where, problems)
     return list(found.values())
 
 
-def _finder(rows: list[Row], split: str) -> Callable[[str], Row | None]:
-    """A function from a name to its scan: positives first (names repeat among negatives), in either spelling."""
-    here = [row for row in rows if row.split == split]
-    exact = {(row.presence, scan_name(row.path)): row for row in here}
-    loose = {(row.presence, _spelling(scan_name(row.path))): row for row in here}
+def _finder(rows: list[Row], split: str) -> Callable[[str], list[Row]]:
+    """A function from a name to the scans that have it: positives first (names repeat among negatives), in either spelling."""
+    exact: dict[tuple[int, str], list[Row]] = defaultdict(list)
+    loose: dict[tuple[int, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.split in (split, ""):
+            name = scan_name(row.path)
+            exact[row.presence, name].append(row)
+            loose[row.presence, _spelling(name)].append(row)
 
-    def find(name: str) -> Row | None:
+    def find(name: str) -> list[Row]:
         found = (exact.get((k, name)) or loose.get((k, _spelling(name))) for k in (1, 0))
-        return next((row for row in found if row), None)
+        return next((rows for rows in found if rows), [])
 
     return find
 
@@ -306,9 +310,7 @@ def _study(source: Path, rows: list[Row], problems: list[str]) -> Study:
         else:
             problems.append(f"{row.scan}: listed twice, with different labels")
     if problems:
-        shown = "; ".join(problems[:NAMES_SHOWN]) + (
-            f"; and {len(problems) - NAMES_SHOWN} more" if len(problems) > 5 else ""
-        )
+        shown = few(problems, "; ")
         raise StudyError(f"{source}: {len(problems)} rows are wrong: {shown}")
     ordered = sorted(unique.values(), key=lambda row: natural(row.scan))
     return Study(source, tuple(ordered), tuple(warnings))

@@ -2,7 +2,8 @@
 
 Python's own pools cannot: ``multiprocessing.Pool`` waits for ever for a killed worker, ``ProcessPoolExecutor`` fails
 everything that was still to be done. Here the parent knows which scan each process has, blames the right one, starts
-another process, and tries the scan once more by itself. Jobs and answers are JSON and bytes: nothing is unpickled.
+another process, and tries the scan once more by itself. Jobs and answers are JSON and bytes, so that whatever a damaged
+scan does to a worker, the parent unpickles nothing of it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import contextlib
 import json
 import multiprocessing
 import signal
+import sys
 import time
+import types
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ from typing import Any
 from cov3d.errors import Cov3dError, ScanError
 
 Job = dict[str, Any]
+STOPS = (signal.SIGINT, signal.SIGTERM)
 Task = Callable[[Job], tuple[dict[str, Any], Sequence[bytes]]]
 
 
@@ -67,10 +71,7 @@ class _Death:
             return (
                 f"the process that read it died of {name}, twice (out of memory?); free memory or use fewer --workers"
             )
-        return (
-            f"the process that read it ended, twice, with exit code {self.exit_code}; a script that calls cov3d does so "
-            "under if __name__ == '__main__'"
-        )
+        return f"the process that read it ended, twice, with exit code {self.exit_code}; please report it"
 
 
 def _run(
@@ -107,7 +108,8 @@ class _Worker:
         context = _context()
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, task), daemon=True)
-        self.process.start()
+        with _own_main():
+            self.process.start()
         theirs.close()
         self.index = -1
         self.deadline = float("inf")
@@ -151,11 +153,29 @@ def _context() -> Any:
     return context
 
 
+@contextlib.contextmanager
+def _own_main() -> Iterator[None]:
+    """Start processes that neither run the caller's script again nor hear its Ctrl-C.
+
+    multiprocessing imports the main script in each child, which runs a script without a ``__main__`` guard once more in
+    every worker. No task of ours needs it, so for a moment there is none.
+    """
+    main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS) if hasattr(signal, "pthread_sigmask") else None
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        if blocked is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
 def _serve(connection: Connection, task: Task) -> None:
     """A worker's life: take a job, answer, until the parent is gone."""
     from threadpoolctl import threadpool_limits
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    for stop in STOPS:
+        signal.signal(stop, signal.SIG_IGN)  # the parent's to answer: when it goes, its end of the pipe closes
     with threadpool_limits(1):  # a thread a core in every worker would make them wait for each other
         while True:
             try:
@@ -163,9 +183,12 @@ def _serve(connection: Connection, task: Task) -> None:
             except (EOFError, OSError):
                 return
             message, parts = _answer(task, job)
-            connection.send_bytes(json.dumps(message).encode())
-            for part in parts:
-                connection.send_bytes(part)
+            try:
+                connection.send_bytes(json.dumps(message).encode())
+                for part in parts:
+                    connection.send_bytes(part)
+            except OSError:  # nobody is left to hear it
+                return
 
 
 def _answer(task: Task, job: Job) -> tuple[dict[str, Any], Sequence[bytes]]:

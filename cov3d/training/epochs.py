@@ -48,14 +48,14 @@ class Epochs(Callback):
     def after_batch(self) -> None:
         """Note the loss, and in validation the logits."""
         loss = self.learn.loss.item()
-        self.losses[self.learn.training].append(loss)
-        if not self.learn.training:
-            self.logits.append(self.learn.pred.detach().float().cpu())
-            return
         if not math.isfinite(loss):
             raise Cov3dError(
                 f"the loss became {loss} in epoch {self.learn.epoch + 1}; lower --learning-rate, or --precision fp32"
             )
+        self.losses[self.learn.training] += [loss] * len(self.learn.yb[0])  # the last batch may be smaller
+        if not self.learn.training:
+            self.logits.append(self.learn.pred.detach().float().cpu())
+            return
         self.step(f"epoch {self.learn.epoch + 1}, loss {loss:.3f}")
 
     def after_epoch(self) -> None:
@@ -72,7 +72,8 @@ class Epochs(Callback):
 class Keeper:
     """The run's folder as it grows: the best epoch of each task, the last one, and the history of all.
 
-    The best epoch is the one of highest macro F1, and among equals (on few scans there are many) of lowest loss.
+    The best epoch is the one of highest macro F1, and among equals (on few scans there are many) of the
+    lowest log loss of that task.
     """
 
     def __init__(self, folder: Path, rows: Sequence[Row], settings: RunSettings, summary: dict[str, Any]):
@@ -91,11 +92,12 @@ class Keeper:
         """Score validation logits ``(N, 6)``, keep the model if it is the best so far, and write the history."""
         scores = self.score(logits)
         for task, found in scores.items():
-            row[f"{task}_f1"], row[f"{task}_accuracy"] = found["macro_f1"], found["accuracy"]
+            row.update({f"{task}_f1": found["macro_f1"], f"{task}_accuracy": found["accuracy"]})
+            row[f"{task}_log_loss"] = found["log_loss"]
             row.update({f"{task}_f1_{name}": found["f1"].get(name) for name in found["classes"]})
         row["seconds"] = round(seconds, 2)
         self.history.append(row)
-        ranks = {task: (scores[task]["macro_f1"], -row["validation_loss"]) for task in self.kept_tasks}
+        ranks = {task: (scores[task]["macro_f1"], -scores[task]["log_loss"]) for task in self.kept_tasks}
         better = [task for task, rank in ranks.items() if task not in self.best or rank > self.best[task]["rank"]]
         for task in better:
             self.best[task] = {"epoch": row["epoch"], "rank": ranks[task], "scores": scores[task], "logits": logits}

@@ -45,7 +45,7 @@ class JointLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
         """The loss of logits ``(B, 6)`` for labels ``(B, 2)`` = presence, severity; ``weight`` ``(B,)`` of each scan."""
-        logits = logits.float()
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         presence, severity = labels[:, 0], labels[:, 1]
         losses = (1 - self.severity_factor) * self.presence_losses(logits[:, 0], presence)
         losses = losses + self.severity_factor * self.severity_losses(logits[:, 1:], groups(presence, severity))

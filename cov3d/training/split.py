@@ -43,9 +43,9 @@ def split_rows(rows: Sequence[Row], settings: Training) -> Split:
     known = [row for row in rows if row.presence != UNKNOWN and row.split != TEST]
     own = [row for row in known if row.split == VALIDATION]
     train = [row for row in known if row.split != VALIDATION]
+    check_patients(train, [row for row in rows if row.split in (VALIDATION, TEST)])
     fraction = settings.validation_fraction
     if fraction is None and own:
-        check_patients(train, own)
         return Split(tuple(train), tuple(own))
     return hold_out(train, DEFAULT_FRACTION if fraction is None else fraction, settings.seed)
 
@@ -60,25 +60,25 @@ def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> Split:
         by_class[max((row.presence, row.severity) for row in scans)].append(patient)
     rng = np.random.default_rng(seed)
     held: set[str] = set()
+    seen = taken = 0
     for klass in sorted(by_class):
-        shuffled = rng.permutation(np.array(by_class[klass], dtype=object))
-        wanted = fraction * sum(len(patients[patient]) for patient in shuffled)
-        taken = 0
-        for patient in shuffled:
-            if taken + len(patients[patient]) / 2 > wanted:
-                break
-            held.add(patient)
-            taken += len(patients[patient])
+        # What rounding leaves over goes on to the next class, so that small classes too add up to the fraction.
+        seen += sum(len(patients[patient]) for patient in by_class[klass])
+        for patient in rng.permutation(np.array(by_class[klass], dtype=object)):
+            if taken + len(patients[patient]) / 2 <= fraction * seen:
+                held.add(patient)
+                taken += len(patients[patient])
     held_rows = {row.scan for patient in held for row in patients[patient]}
     return Split(tuple(r for r in rows if r.scan not in held_rows), tuple(r for r in rows if r.scan in held_rows))
 
 
-def check_patients(train: Sequence[Row], validation: Sequence[Row]) -> None:
-    """Raise a StudyError if a patient's scans lie on both sides: the score would be of memory."""
-    shared = {row.patient for row in train if row.patient} & {row.patient for row in validation}
+def check_patients(train: Sequence[Row], others: Sequence[Row]) -> None:
+    """Raise a StudyError if a patient's scans lie on both sides: a score on the others would be of memory."""
+    shared = {row.patient for row in train if row.patient} & {row.patient for row in others}
     if shared:
         raise StudyError(
-            f"{len(shared)} patients have scans in both train and validation; move all of a patient's scans to one side"
+            f"{len(shared)} patients have scans both in train and in validation or test; move all of a patient's scans "
+            "to one side"
         )
 
 

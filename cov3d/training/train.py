@@ -22,8 +22,9 @@ from cov3d.commit import check_writable, commit_json
 from cov3d.config import Machine, RunSettings, to_dict
 from cov3d.console import progress, say
 from cov3d.errors import Cov3dError, SettingError
+from cov3d.labels import PRESENCE, SEVERITY
 from cov3d.nets.build import build
-from cov3d.nets.inputs import pick_device
+from cov3d.nets.inputs import memory_advice, pick_device
 from cov3d.nets.weights import start_from
 from cov3d.scans.cache import Cache, fill_cache
 from cov3d.scans.study import Row, Study
@@ -75,42 +76,51 @@ def train(
     precision = pick_precision(settings.training.precision, device)
     wanted = split_rows(study.rows, settings.training)
     check_trainable(wanted, settings.task)
-    folder = open_run_folder(Path(output_dir or f"outputs/{settings.task}"), overwrite)
+    folder = check_run_folder(Path(output_dir or f"outputs/{settings.task}"), overwrite)
+    network = start_network(settings, device)
     filled = fill_cache(wanted.rows, settings.preprocessing, cache, machine)
     split = wanted.only(filled.entries)
     notes = [*study.warnings, *unused(study.rows, wanted), *check_trainable(split, settings.task)]
     for note in notes + _failed(filled):
         say(f"note: {note}")
-    seed_everything(settings.training.seed)
-    network = build(settings.net)
-    say(
-        f"{settings.net.architecture}: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters on {device}"
-    )
-    say(str(start_from(network, settings.training.weights, settings.net)))
+    clear_run_folder(folder)  # only now, when nothing but the training itself can fail
     summary = _summary(study, split, settings)
     commit_json(folder / "config.json", _describe(study, settings, machine, summary))
     keeper = Keeper(folder, split.validation, settings, summary)
-    with _memory_advice():
+    with _advice():
         _fit(network, filled, split, keeper, settings, machine, device, precision)
     keeper.finish()
     return Run(folder, filled.failures)
 
 
-def open_run_folder(folder: Path, overwrite: bool) -> Path:
-    """The run's folder, empty of an earlier run's files.
+def start_network(settings: RunSettings, device: torch.device) -> torch.nn.Module:
+    """The network with the weights that it starts from; everything that is drawn from here on follows the seed."""
+    seed_everything(settings.training.seed)
+    network = build(settings.net)
+    millions = sum(p.numel() for p in network.parameters()) / 1e6
+    say(f"{settings.net.architecture}: {millions:.2f} M parameters on {device}")
+    weights = start_from(network, settings.training.weights, settings.net)
+    say(str(weights) if weights.matched else "weights: random; the published models began with --weights kinetics")
+    return network
+
+
+def check_run_folder(folder: Path, overwrite: bool) -> Path:
+    """The run's folder, which can be written.
 
     Raises:
         SettingError: there is an earlier run, and no ``overwrite``.
     """
     if folder.exists() and not folder.is_dir():
         raise SettingError(f"--output-dir {folder} is a file; name a folder")
-    existing = [folder / name for name in RUN_FILES if (folder / name).exists()]
-    if existing and not overwrite:
+    if not overwrite and any((folder / name).exists() for name in RUN_FILES):
         raise SettingError(f"{folder} holds a run already; say --overwrite, or another --output-dir")
-    check_writable(folder)
-    for file in existing:
-        file.unlink()
-    return folder
+    return check_writable(folder)
+
+
+def clear_run_folder(folder: Path) -> None:
+    """Remove an earlier run's files, and nothing else."""
+    for name in RUN_FILES:
+        (folder / name).unlink(missing_ok=True)
 
 
 def seed_everything(seed: int) -> None:
@@ -202,19 +212,19 @@ def pick_precision(wanted: str, device: torch.device) -> str:
 
 
 @contextmanager
-def _memory_advice() -> Iterator[None]:
-    """Out of memory becomes a sentence that says what to lower."""
+def _advice() -> Iterator[None]:
+    """What libraries say in the middle of a training, as sentences."""
     try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise Cov3dError(
-            "the GPU's memory is full; lower --batch-size (and raise --accumulate to keep the effective batch), "
-            "--width or --base-width"
-        ) from error
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+        with memory_advice(
+            "--batch-size (and raise --accumulate to keep the effective batch), --width or --base-width"
+        ):
+            yield
+    except Cov3dError as error:  # a loader's process wraps it in its traceback; the sentence stands last
+        raise Cov3dError(str(error).rsplit("Cov3dError: ", 1)[-1].strip()) from error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
             raise
-        raise Cov3dError("this machine's memory is full; lower --batch-size, --width or --base-width") from error
+        raise Cov3dError("a batch of one scan this small has no statistics; raise --width or --batch-size") from error
 
 
 def _failed(filled: Cache) -> list[str]:
@@ -227,17 +237,25 @@ def _summary(study: Study, split: Split, settings: RunSettings) -> dict[str, Any
     return {
         "train_scans": len(split.train),
         "validation_scans": len(split.validation),
+        "train_counts": class_counts(split.train),
+        "severity_factor": settings.severity_factor,
         "epochs": settings.training.epochs,
         "seed": settings.training.seed,
         "study_fingerprint": study.fingerprint,
     }
 
 
+def class_counts(rows: Sequence[Row]) -> dict[str, int]:
+    """Scans of each presence and of each severity, for the model file."""
+    counts = {name: sum(row.presence == k for row in rows) for k, name in enumerate(PRESENCE)}
+    return counts | {name: sum(row.severity == k for row in rows) for k, name in enumerate(SEVERITY, 1)}
+
+
 def _describe(study: Study, settings: RunSettings, machine: Machine, summary: dict[str, Any]) -> dict[str, Any]:
     return {
         "command": ["cov3d", *sys.argv[1:]],
         "versions": versions(),
-        "study": {"source": study.source.name, "fingerprint": study.fingerprint},
+        "study": {"source": study.source.resolve().name, "fingerprint": study.fingerprint},
         "severity_factor": settings.severity_factor,
         **to_dict(settings),
         "machine": to_dict(machine),

@@ -61,13 +61,20 @@ def test_failed_scans_are_said_beside_the_scores(study: Path, rows, tmp_path: Pa
     predictions.append(Prediction(rows[-1].scan, rows[-1].path.as_posix(), error="is damaged"))
     result = evaluate(write_predictions(tmp_path / "p.csv", predictions), read_study(study))
     assert (result["asked"], result["answered"], result["presence"]["n"]) == (8, 7, 7)
-    assert "7 of 8 scans answered" in report(result)
+    few = evaluate(write_predictions(tmp_path / "few.csv", predictions[:3]), read_study(study))
+    assert "3 of 8 labelled scans answered" in report(few)
 
 
-def test_scans_are_matched_by_path_by_name_and_by_how_the_path_ends(study: Path, rows, tmp_path: Path):
-    paths = [rows[0].path.as_posix(), rows[1].scan, f"/elsewhere/COV19/{rows[2].scan}"]
-    predictions = [Prediction("x", path, 0.9, GRADES[1]) for path in paths]
-    assert evaluate(write_predictions(tmp_path / "p.csv", predictions), read_study(study))["answered"] == 3
+def test_scans_are_matched_by_path_or_by_their_name_in_the_study(study: Path, rows, tmp_path: Path):
+    predictions = [Prediction("x", path, 0.9, GRADES[1]) for path in (rows[0].path.as_posix(), rows[1].scan)]
+    assert evaluate(write_predictions(tmp_path / "p.csv", predictions), read_study(study))["answered"] == 2
+
+
+def test_a_namesake_in_another_folder_is_another_patient(study: Path, tmp_path: Path):
+    train = [r for r in read_study(study).rows if r.split == "train"]
+    table = write_predictions(tmp_path / "p.csv", [predict(r, 0.9) for r in train])
+    with pytest.raises(StudyError, match="8 scans are not in the study"):
+        evaluate(table, read_study(study / "validation"))
 
 
 def test_foreign_and_double_scans_are_errors(study: Path, rows, tmp_path: Path):

@@ -157,6 +157,22 @@ def test_resume_tries_failed_scans_again(scans: Path, tmp_path: Path):
     assert not infer(asked, [model], output, machine=ONE, resume=True)[1].error
 
 
+def test_resume_keeps_the_answers_of_scans_not_asked_for_now(scans: Path, tmp_path: Path):
+    model, output = make_model(tmp_path / "m.safetensors"), tmp_path / "p.csv"
+    infer([scans / "ct_scan_1", scans / "ct_scan_2"], [model], output, machine=ONE)
+    infer([scans / "ct_scan_9"], [model], output, machine=ONE, resume=True)
+    assert [row["scan"] for row in table(output)] == ["ct_scan_1", "ct_scan_2", "ct_scan_9"]
+
+
+def test_resume_does_a_changed_scan_again(scans: Path, tmp_path: Path):
+    model, output = make_model(tmp_path / "m.safetensors"), tmp_path / "p.csv"
+    infer([scans], [model], output, machine=ONE)
+    write_slices(scans / "ct_scan_9", 255 - smooth_volume(10, 32, seed=9))
+    resumed = infer([scans], [model], output, machine=ONE, resume=True)
+    fresh = infer([scans], [model], tmp_path / "q.csv", machine=ONE)
+    assert [row.covid for row in resumed] == pytest.approx([row.covid for row in fresh], abs=1e-6)
+
+
 def test_resume_with_other_models_is_refused(scans: Path, tmp_path: Path):
     output = tmp_path / "p.csv"
     infer([scans], [make_model(tmp_path / "m.safetensors")], output, machine=ONE)
@@ -185,6 +201,10 @@ def test_models_are_found_under_outputs_and_last_only_when_named(tmp_path: Path,
         path = Path("outputs") / f"{name}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+        (path.parent / "metrics.json").touch()
+    Path("outputs/unfinished").mkdir()
+    unfinished = Path("outputs/unfinished/severity.safetensors")
+    unfinished.touch()
     found = [path.as_posix() for path in find_models([])]
     assert found == [
         "outputs/cv/fold-0/severity.safetensors",
@@ -193,7 +213,16 @@ def test_models_are_found_under_outputs_and_last_only_when_named(tmp_path: Path,
     ]
     assert [path.name for path in find_models(["outputs/severity"])] == ["severity.safetensors"]
     last = Path("outputs/severity/last.safetensors")
-    assert find_models([last, last]) == [last]
+    assert find_models([last, last.resolve()]) == [last.resolve()]
+    assert find_models(["outputs/unfinished"]) == [unfinished]
+
+
+def test_answers_that_nobody_taught_say_so(scans: Path, tmp_path: Path):
+    torch.manual_seed(0)
+    counts = {"non-covid": 4, "covid": 4, "mild": 0, "moderate": 0, "severe": 0, "critical": 0}
+    model = save_model(tmp_path / "m.safetensors", build(NET), NET, SETTINGS, "presence", {"train_counts": counts})
+    row = infer([scans / "ct_scan_1"], [model], tmp_path / "p.csv", machine=ONE)[0]
+    assert row.warning == "answers about severity say nothing: no model that gives them learnt it"
 
 
 def test_the_threshold_decides_the_word_and_not_the_probability(scans: Path, tmp_path: Path):
@@ -205,7 +234,9 @@ def test_the_threshold_decides_the_word_and_not_the_probability(scans: Path, tmp
 
 
 def test_a_model_that_answers_no_number_fails_the_row(scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from cov3d.results import infer as room
+    import importlib
+
+    room = importlib.import_module("cov3d.results.infer")  # cov3d.infer is the function
 
     def broken(file, device):
         model = load_model(file, device)

@@ -63,7 +63,7 @@ def test_a_changed_source_is_made_again_and_a_touched_one_is_not(study: Path, tm
     changed, touched = (study / "train" / "covid" / name for name in ("ct_scan_1", "ct_scan_2"))
     write_slices(changed, 255 - smooth_volume(12, 32))
     os.utime(touched / "3.png", (1, 1))
-    tensor_file = cache.folder / f"{entry_stem('train/covid/ct_scan_2')}.pt"
+    tensor_file = cache.folder / f"{entry_stem('train/covid/ct_scan_2', touched)}.pt"
     before = tensor_file.stat().st_mtime_ns
     again = fill(study, tmp_path / "cache")
     np.testing.assert_array_equal(again.load("train/covid/ct_scan_1"), preprocess(read(changed), SETTINGS))
@@ -118,6 +118,39 @@ def test_a_lost_or_cut_cache_file_is_made_again(study: Path, tmp_path: Path):
     assert fill(study, tmp_path / "cache").made == 3
 
 
+def test_every_flipped_byte_of_a_cached_tensor_is_noticed(study: Path, tmp_path: Path):
+    cache = fill(study, tmp_path / "cache")
+    row = read_study(study).rows[0]
+    file = cache.folder / cache.entries[row.scan]["file"]
+    data = file.read_bytes()
+    for place in np.random.default_rng(0).integers(0, len(data), 50):
+        damaged = bytearray(data)
+        damaged[place] ^= 1
+        file.write_bytes(damaged)
+        with pytest.raises(Cov3dError, match="has changed since it was made"):
+            cache.load(row.scan)
+
+
+def test_a_vanished_cache_file_is_said_to_be_gone(study: Path, tmp_path: Path):
+    cache = fill(study, tmp_path / "cache")
+    row = read_study(study).rows[0]
+    (cache.folder / cache.entries[row.scan]["file"]).unlink()
+    with pytest.raises(Cov3dError, match="is gone from the cache"):
+        cache.load(row.scan)
+
+
+def test_two_studies_with_the_same_names_sizes_and_times_do_not_mix(tmp_path: Path):
+    studies = []
+    for name, grey in (("a", 50), ("b", 200)):
+        folder = write_slices(tmp_path / name / "scan", np.full((3, 32, 32), grey, np.uint8), suffix=".png")
+        for file in folder.iterdir():
+            os.utime(file, (1, 1))
+        studies.append(tmp_path / name)
+    first = fill(studies[0], tmp_path / "cache")
+    second = fill(studies[1], tmp_path / "cache")
+    assert (second.made, int(first.load("scan").max()), int(second.load("scan").max())) == (1, 50, 200)
+
+
 def test_nothing_is_written_beside_the_scans(study: Path, tmp_path: Path):
     before = sorted(study.rglob("*"))
     fill(study, tmp_path / "cache")
@@ -137,7 +170,7 @@ def test_a_cache_that_cannot_be_written_is_said_before_the_work(study: Path, tmp
 
 def test_no_scan_name_leads_out_of_the_cache():
     names = ["../../x", "/etc/passwd", "a/b", "a-b", "a b", "x" * 300, "\x1b[31m", "ü", "a\udcff"]
-    stems = [entry_stem(name) for name in names]
+    stems = [entry_stem(name, Path("scan")) for name in names]
     assert len(set(stems)) == len(names)
     assert all(Path(stem).name == stem and len(stem) < 100 and stem.isascii() for stem in stems)
 
@@ -152,6 +185,6 @@ def test_a_pickle_in_place_of_a_tensor_is_not_run(study: Path, tmp_path: Path):
     cache = fill(study, tmp_path / "cache")
     row = read_study(study).rows[0]
     (cache.folder / cache.entries[row.scan]["file"]).write_bytes(pickle.dumps(Payload()))
-    with pytest.raises(Cov3dError, match="damaged cache file; delete it"):
+    with pytest.raises(Cov3dError, match="has changed since it was made; delete it"):
         cache.load(row.scan)
     assert not (tmp_path / "ran").exists()

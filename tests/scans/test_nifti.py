@@ -170,6 +170,27 @@ def test_an_implausible_spacing_is_refused(tmp_path: Path):
         read(write_nifti(tmp_path / "scan.nii", hounsfield(), spacing=(200.0, 0.8, 0.8)))
 
 
+def turned(degrees: float, shear: float = 0.0) -> np.ndarray:
+    """An affine turned about the patient's long axis, and sheared."""
+    c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    affine = np.diag([0.8, 0.8, 2, 1])
+    affine[:2, :2] = np.array([[c, -s], [s, c]]) * 0.8
+    affine[1, 2] += 2 * shear
+    return affine
+
+
+def test_oblique_scans_are_read_along_the_nearest_axes_with_a_warning(tmp_path: Path):
+    for degrees, warned in ((10, False), (30, True)):
+        nib.save(nib.Nifti1Image(hounsfield(), turned(degrees)), tmp_path / "scan.nii")
+        assert any(f"{degrees} degrees off" in warning for warning in read(tmp_path / "scan.nii").warnings) == warned
+
+
+def test_a_sheared_scan_is_refused(tmp_path: Path):
+    nib.save(nib.Nifti1Image(hounsfield(), turned(0, shear=0.3)), tmp_path / "scan.nii")
+    with pytest.raises(ScanError, match="not at right angles"):
+        read(tmp_path / "scan.nii")
+
+
 def test_an_unknown_orientation_is_said(tmp_path: Path):
     path = write_nifti(tmp_path / "scan.nii", hounsfield())
     image = nib.load(path)

@@ -62,9 +62,33 @@ def test_all_wrong_rows_of_a_severity_table_are_named_at_once(study: Path):
         read_study(study)
     text = str(caught.value)
     assert "3 rows are wrong" in text
-    assert "row 3 (ct_scan_1): listed twice, before in row 2" in text
+    assert "row 3 (ct_scan_1): listed twice, before in row 2 of" in text
     assert "row 4 (ct_scan_99): no such scan in train" in text
     assert "row 5 (ct_scan_2): severity '7' is not one of 1, 2, 3, 4" in text
+
+
+def test_a_name_that_two_scans_have_is_not_guessed(tmp_path: Path):
+    root = scan_folders(tmp_path, "train/covid/part1/ct_scan_1", "train/covid/part2/ct_scan_1")
+    (root / "train_partition_covid_categories.csv").write_text("Name;Category\nct_scan_1;4\n")
+    with pytest.raises(StudyError, match="may be train/covid/part1/ct_scan_1, train/covid/part2/ct_scan_1; rename one"):
+        read_study(root)
+
+
+def test_two_tables_may_not_grade_one_scan(tmp_path: Path):
+    root = scan_folders(tmp_path, "train/covid/ct_scan_1")
+    for place, category in ((root, 4), (root / "train", 2)):
+        (place / "train_partition_covid_categories.csv").write_text(f"Name;Category\nct_scan_1;{category}\n")
+    with pytest.raises(StudyError, match="listed twice, before in row 2"):
+        read_study(root)
+
+
+def test_predictions_in_a_studys_folder_are_no_table_of_it(tmp_path: Path):
+    root = scan_folders(tmp_path, "one")
+    (root / "predictions.csv").write_text("scan,path,presence,covid_probability,severity\none,one,covid,0.9,mild\n")
+    (root / "notes.csv").write_text("who,what\nme,that\n")
+    assert [row.scan for row in read_study(root).rows] == ["one"]
+    (root / "labels.csv").write_text("scan,presence\none,1\n")
+    assert read_study(root).rows[0].presence == 1
 
 
 def test_a_severity_for_a_negative_is_an_error(tmp_path: Path):
@@ -190,6 +214,7 @@ def test_a_loop_of_links_ends_and_linked_scans_are_found(tmp_path: Path):
     (root / "deep").mkdir(parents=True)
     (root / "deep" / "up").symlink_to(root)
     (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "loop").symlink_to("loop")
     assert [path.relative_to(root).as_posix() for path in find_scans(root)] == ["linked/ct_scan_1"]
 
 

@@ -78,3 +78,20 @@ def test_a_job_that_takes_for_ever_is_given_up():
 def test_a_full_disk_stops_the_run():
     with pytest.raises(Cov3dError, match="no space left"):
         outcomes(jobs_with("full"))
+
+
+def test_a_script_needs_no_main_guard(tmp_path):
+    """The script that starts the workers is not run again in each of them."""
+    import subprocess
+    import sys
+
+    script = tmp_path / "script.py"
+    script.write_text(
+        "print('once')\n"
+        "from cov3d.scans.workers import each\n"
+        "from cov3d.scans.tensors import make_tensors\n"
+        "print([o.error for o in each(make_tensors, [{'path': 'nowhere', 'settings': []}], 1, 30)])\n"
+    )
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert run.stdout == "once\n['is not there']\n"
+    assert run.stderr == ""

@@ -48,6 +48,15 @@ def test_no_patient_lies_on_both_sides():
     assert 15 <= len(split.validation) <= 35
 
 
+@pytest.mark.parametrize("fraction", [0.2, 0.3, 0.5])
+def test_small_classes_and_large_patients_add_up_to_the_fraction(fraction: float):
+    small = [Row(f"s{k}", Path("s"), presence=int(k >= 2), severity=[UNKNOWN, 1, 2, 3][k // 2]) for k in range(8)]
+    assert abs(len(hold_out(small, fraction, 0).validation) - 8 * fraction) <= 0.5
+    patients = [Row(f"s{k}", Path("s"), presence=k % 2, patient=str(k // 2 if k < 20 else 99)) for k in range(30)]
+    for seed in range(5):
+        assert abs(len(hold_out(patients, fraction, seed).validation) - 30 * fraction) <= 5
+
+
 def test_the_seed_decides():
     assert hold_out(rows(), 0.2, 1) == hold_out(rows(), 0.2, 1)
     assert hold_out(rows(), 0.2, 1) != hold_out(rows(), 0.2, 2)
@@ -71,8 +80,9 @@ def test_a_study_without_validation_scans_holds_a_fifth_out():
 
 def test_a_patient_in_train_and_validation_is_an_error():
     both = [*rows(40, "train", patients=7), *rows(20, "validation", patients=9)]
-    with pytest.raises(StudyError, match="7 patients have scans in both"):
-        split_rows(both, Training())
+    for settings in (Training(), Training(validation_fraction=0.2)):  # a patient in the untouched part counts too
+        with pytest.raises(StudyError, match="7 patients have scans both in train and in validation"):
+            split_rows(both, settings)
 
 
 def test_one_presence_only_says_what_is_missing():

@@ -14,6 +14,7 @@ import torch
 from conftest import write_slices
 from fastai.learner import Learner, TrainEvalCallback
 from fastai.optimizer import SGD
+from torch.utils.data import DataLoader
 
 from cov3d import Machine, NetSettings, Preprocessing, RunSettings, Training, load_model, read_study, train
 from cov3d.errors import Cov3dError, SettingError, StudyError
@@ -65,12 +66,15 @@ def test_a_run_writes_what_it_promises(study: Path, tmp_path: Path):
     assert "optimistic" in json.loads((run / "metrics.json").read_text())["note"]
     model = load_model(run / "severity.safetensors")
     assert (model.task, model.preprocessing) == ("severity", TINY.preprocessing)
-    assert model.training["train_scans"] == 8
+    assert model.training["train_counts"] == {
+        "non-covid": 4, "covid": 4,
+        "mild": 1, "moderate": 1, "severe": 1, "critical": 0,
+    }
 
 
 def test_the_kept_epoch_is_the_best_one_and_among_equals_that_of_lowest_loss(study: Path, tmp_path: Path):
     run = fit(study, tmp_path, with_training(epochs=4))
-    ranks = [(float(row["presence_f1"]), -float(row["validation_loss"])) for row in table(run / "history.csv")]
+    ranks = [(float(row["presence_f1"]), -float(row["presence_log_loss"])) for row in table(run / "history.csv")]
     assert load_model(run / "presence.safetensors").training["epoch"] == ranks.index(max(ranks)) + 1
     assert load_model(run / "last.safetensors").training["epoch"] == 4
 
@@ -126,6 +130,28 @@ def test_an_existing_run_is_not_overwritten_unasked(study: Path, tmp_path: Path)
     (run / "notes.txt").write_text("mine")
     fit(study, tmp_path, with_training(epochs=1), overwrite=True)
     assert (run / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_that_cannot_begin_leaves_the_old_one_alone(study: Path, tmp_path: Path):
+    run = fit(study, tmp_path, with_training(epochs=1))
+    before = {file: file.read_bytes() for file in run.iterdir()}
+    with pytest.raises(Cov3dError, match=r"nowhere\.safetensors"):
+        fit(study, tmp_path, with_training(weights="nowhere.safetensors"), overwrite=True)
+    assert {file: file.read_bytes() for file in run.iterdir()} == before
+
+
+def test_a_changed_cache_file_stops_the_run_in_a_sentence(study: Path, tmp_path: Path):
+    from cov3d import fill_cache
+    from cov3d.training.loaders import CachedScans
+    from cov3d.training.train import _advice
+
+    rows = read_study(study).rows
+    cache = fill_cache(rows, TINY.preprocessing, tmp_path / "cache", ONE)
+    (cache.folder / cache.entries[rows[0].scan]["file"]).write_bytes(b"changed")
+    with pytest.raises(Cov3dError) as caught, _advice():
+        list(DataLoader(CachedScans(cache, rows), num_workers=1))
+    assert "\n" not in str(caught.value)
+    assert "has changed since it was made" in str(caught.value)
 
 
 def test_an_output_folder_that_cannot_be_made_is_named(study: Path, tmp_path: Path):

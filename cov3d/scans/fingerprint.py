@@ -1,0 +1,43 @@
+"""What a scan's files are: a quick fingerprint that any touch changes, and a slow one that only a change changes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from cov3d.scans.read import scan_files
+
+
+def stat_fingerprint(path: Path) -> str:
+    """A hash of names, sizes and times of a scan's files.
+
+    Raises:
+        ScanError: the scan is not there.
+    """
+    stats = [(file.name, file.stat()) for file in scan_files(path)]
+    return _hash([(name, status.st_size, status.st_mtime_ns) for name, status in stats])
+
+
+def content_fingerprint(path: Path) -> str:
+    """A hash of names and bytes of a scan's files."""
+    parts = []
+    for file in scan_files(path):
+        try:
+            parts.append((file.name, sha256(file)))
+        except OSError:
+            parts.append((file.name, "unreadable"))
+    return _hash(parts)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _hash(parts: Sequence[tuple]) -> str:
+    return hashlib.sha256(repr(list(parts)).encode("utf-8", errors="surrogateescape")).hexdigest()[:32]
