@@ -24,6 +24,6 @@ def test_random_labels_are_learnt_by_heart_and_by_chance_elsewhere(tmp_path: Pat
         table = tmp_path / f"{split}.csv"
         infer([tmp_path / "study" / split], [model], table, machine=ONE)
         scores[split] = evaluate(table, study)["presence"]
-    assert scores["train"]["macro_f1"] > 0.8
+    assert scores["train"]["macro_f1"] > 0.7  # a fifth of these was held out, and cannot be known by heart
     low, high = scores["validation"]["interval"]
     assert low <= scores["validation"]["chance"] <= high
