@@ -49,7 +49,7 @@ def infer(
     if device.type == "cpu" and machine.workers is None:
         machine = replace(machine, workers=1)  # the network has the cores; more readers would only make it wait
     ensemble = Ensemble([load_model(file, device) for file in find_models(models)], inference)
-    say(f"{len(paths)} scans, {len(ensemble.models)} models on {device}. This is {NOT_A_DEVICE}.")
+    say(f"{len(paths)} scans, models: {len(ensemble.models)}, on {device}. This is {NOT_A_DEVICE}.")
     for note in ensemble.blind_spots:
         say(f"note: {note}")
     rows, todo = open_journal(output, paths, ensemble.provenance(), resume)

@@ -67,8 +67,12 @@ def test_a_run_writes_what_it_promises(study: Path, tmp_path: Path):
     model = load_model(run / "severity.safetensors")
     assert (model.task, model.preprocessing) == ("severity", TINY.preprocessing)
     assert model.training["train_counts"] == {
-        "non-covid": 4, "covid": 4,
-        "mild": 1, "moderate": 1, "severe": 1, "critical": 0,
+        "non-covid": 4,
+        "covid": 4,
+        "mild": 1,
+        "moderate": 1,
+        "severe": 1,
+        "critical": 0,
     }
 
 
