@@ -2,38 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
-from pathlib import Path
 
 import pytest
+from troubled import work
 
-from cov3d.errors import Cov3dError, ScanError
+from cov3d.errors import Cov3dError
 from cov3d.scans.workers import each
-
-
-def work(job):
-    """What a job says: answer, fail, crash, hang, or die once."""
-    if job["do"] == "fail":
-        raise ScanError("scan", "is damaged")
-    if job["do"] == "bug":
-        raise KeyError("oops")
-    if job["do"] == "full":
-        raise Cov3dError("no space left on the disk")
-    if job["do"] == "die":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if job["do"] == "leave":
-        os._exit(7)
-    if job["do"] == "die once":
-        try:
-            Path(job["mark"]).mkdir()
-        except FileExistsError:
-            return {"n": job["n"]}, []
-        os.kill(os.getpid(), signal.SIGKILL)
-    if job["do"] == "hang":
-        time.sleep(60)
-    return {"n": job["n"]}, [bytes([job["n"]]) * 300_000]
 
 
 def outcomes(jobs, processes: int = 2, timeout: float = 30):
