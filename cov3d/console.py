@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -27,7 +28,10 @@ def say(message: str) -> None:
 
 def complain(message: str) -> None:
     """Print an error on standard error, ``--quiet`` or not."""
-    print(printable(message), file=sys.stderr, flush=True)  # noqa: T201
+    try:
+        print(printable(message), file=sys.stderr, flush=True)  # noqa: T201
+    except BrokenPipeError:  # nobody reads our messages; the work goes on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def show(result: str) -> None:

@@ -71,11 +71,11 @@ def macro_f1(truth: np.ndarray, answer: np.ndarray, axis: int = -1) -> np.ndarra
 
 
 def interval(truth: np.ndarray, answer: np.ndarray, seed: int = 0) -> tuple[float, float] | None:
-    """The 95 % interval of macro F1, by bootstrap over the scans of each class; None for fewer than two scans.
+    """The 95 % interval of macro F1, by bootstrap over the scans of each class; None if a class has fewer than two.
 
     Drawn within classes: a draw that lost a small class would be scored over fewer classes, and too well.
     """
-    if len(truth) < 2:
+    if not len(truth) or min(np.unique(truth, return_counts=True)[1]) < 2:
         return None
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(truth == k) for k in np.unique(truth)]

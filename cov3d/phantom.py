@@ -16,7 +16,7 @@ from numpy.random import Generator
 
 from cov3d import console
 from cov3d.chest import SMALLEST, Chest, draw
-from cov3d.commit import commit, commit_json, commit_text
+from cov3d.commit import TEMPORARY_PREFIX, commit, commit_json, commit_text
 from cov3d.config import Preprocessing
 from cov3d.errors import Cov3dError, SettingError
 from cov3d.labels import PRESENCE, SEVERITY, SEVERITY_TABLES
@@ -109,9 +109,8 @@ def _make_room(folder: Path, overwrite: bool) -> None:
             f"{folder} is not empty; name a new folder, or say --overwrite to replace a study drawn there"
         )
     drawn = _drawn_files(folder)
-    foreign = [path for split in SEVERITY_TABLES for path in (folder / split).rglob("*") if path.is_file()]
-    foreign += [folder / table for table in SEVERITY_TABLES.values() if (folder / table).exists() and not drawn]
-    foreign = [path for path in foreign if path not in drawn]
+    files = [path for split in SEVERITY_TABLES for path in (folder / split).rglob("*") if path.is_file()]
+    foreign = [path for path in files if path not in drawn and not path.name.startswith(TEMPORARY_PREFIX)]
     if foreign:
         raise Cov3dError(f"{foreign[0]} was not drawn by cov3d, so nothing is overwritten; name a new folder")
     for path in drawn:
@@ -119,11 +118,15 @@ def _make_room(folder: Path, overwrite: bool) -> None:
 
 
 def _drawn_files(folder: Path) -> set[Path]:
-    """Every file of the study that the record in ``folder`` says was drawn there."""
+    """Every file of the study that the record in ``folder`` says was drawn there.
+
+    Raises:
+        Cov3dError: there is no such record, so whatever lies there is somebody's.
+    """
     try:
-        drawn = json.loads((folder / RECORD).read_text(encoding="utf-8"))["drawn"]
-    except (OSError, ValueError, KeyError):
-        return set()
+        drawn = list(json.loads((folder / RECORD).read_text(encoding="utf-8"))["drawn"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Cov3dError(f"{folder} was not drawn by cov3d, so nothing is overwritten; name a new folder") from error
     files = {folder / table for table in SEVERITY_TABLES.values() if (folder / table).exists()}
     for place in drawn:
         scan = folder / place

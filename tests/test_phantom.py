@@ -352,3 +352,23 @@ def test_impossible_settings_are_refused_before_anything_is_written(wrong: dict,
     with pytest.raises(SettingError, match=f"--{next(iter(wrong))}"):
         write_study(tmp_path / "study", **wrong)
     assert not (tmp_path / "study").exists()
+
+
+def test_overwriting_removes_what_was_drawn_and_refuses_where_anything_else_lies(tmp_path: Path):
+    study = write_study(tmp_path / "study", scans=8, size=32)
+    (study / "train" / "covid" / ".tmp-left-by-a-killed-run").touch()
+    write_study(study, scans=8, size=32, seed=1, overwrite=True)
+    somebody = study / "train" / "covid" / "ct_scan_900"
+    somebody.mkdir()
+    (somebody / "0.jpg").write_bytes(b"a patient")
+    before = sorted(study.rglob("*"))
+    with pytest.raises(Cov3dError, match=r"0\.jpg was not drawn by cov3d"):
+        write_study(study, scans=8, size=32, seed=2, overwrite=True)
+    assert sorted(study.rglob("*")) == before
+
+
+def test_a_folder_without_a_record_is_never_drawn_into(tmp_path: Path):
+    (tmp_path / "train_cov19d" / "covid").mkdir(parents=True)
+    with pytest.raises(Cov3dError, match="was not drawn by cov3d"):
+        write_study(tmp_path, scans=8, size=32, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["train_cov19d"]

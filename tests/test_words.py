@@ -151,8 +151,8 @@ def test_the_interval_holds_the_score_and_narrows_with_more_scans():
 
 
 def test_the_interval_of_a_constant_answer_is_its_score_alone():
-    truth = np.array([0] * 30 + [1])
-    assert interval(truth, np.zeros(31, int)) == pytest.approx((30 / 61, 30 / 61))
+    truth = np.array([0] * 30 + [1] * 2)
+    assert interval(truth, np.zeros(32, int)) == pytest.approx((30 / 62, 30 / 62))
 
 
 def test_chance_of_fair_answers_is_a_half():

@@ -34,18 +34,18 @@ class Ensemble:
         return list(dict.fromkeys(model.preprocessing for model in self.models))
 
     def kept_for(self, task: str) -> list[int]:
-        """Which models answer a task: those kept for it, or all if there are none."""
+        """Which models answer a task: those kept for it, or all if there are none; of these, those that learnt it."""
         chosen = [k for k, model in enumerate(self.models) if model.task in (task, "both")]
-        return chosen or list(range(len(self.models)))
+        chosen = chosen or list(range(len(self.models)))
+        return [k for k in chosen if _learnt(self.models[k], task)] or chosen
 
     @property
     def blind_spots(self) -> list[str]:
         """Answers that say nothing, since no model that gives them was shown what to answer."""
-        classes = {"presence": labels.PRESENCE, "severity": labels.SEVERITY}
         return [
             f"answers about {task} say nothing: no model that gives them learnt it"
-            for task in classes
-            if not any(_learnt(self.models[k], task, classes[task]) for k in self.kept_for(task))
+            for task in ("presence", "severity")
+            if not any(_learnt(self.models[k], task) for k in self.kept_for(task))
         ]
 
     def answer(self, path: Path, tensors: Tensors) -> Prediction:
@@ -110,10 +110,10 @@ def forward(net: torch.nn.Module, views: Sequence[torch.Tensor]) -> torch.Tensor
     return torch.stack([net(view) for view in views])
 
 
-def _learnt(model: Model, task: str, classes: Sequence[str]) -> bool:
+def _learnt(model: Model, task: str) -> bool:
     """Whether a model was shown two classes of a task, and its loss counted them; a model that does not say, was."""
     counts, factor = model.training.get("train_counts"), model.training.get("severity_factor")
     if counts is None:
         return True
-    ignored = {"presence": 1.0, "severity": 0.0}[task]
+    classes, ignored = (labels.PRESENCE, 1.0) if task == "presence" else (labels.SEVERITY, 0.0)
     return sum(counts.get(name, 0) > 0 for name in classes) > 1 and factor != ignored

@@ -13,7 +13,7 @@ from cov3d.nets.inputs import memory_advice, pick_device
 from cov3d.nets.model import load_model
 from cov3d.predictions import Prediction, write_predictions
 from cov3d.results.ensemble import Ensemble
-from cov3d.results.journal import appending, check_output, open_journal
+from cov3d.results.journal import appending, check_output, open_journal, place
 from cov3d.results.submission import write_submission
 from cov3d.scans.read import ask_scans
 from cov3d.scans.tensors import read_tensors
@@ -60,9 +60,11 @@ def infer(
             append(rows[-1])
             step(rows[-1].scan)
     write_predictions(output, rows)
+    asked = {place(path) for path in paths}
+    answers = sorted((row for row in rows if place(row.path) in asked), key=lambda row: natural(row.path))
     if submission is not None:
-        write_submission(submission, rows)
-    return sorted(rows, key=lambda row: natural(row.path))
+        write_submission(submission, answers)
+    return answers
 
 
 def find_models(asked: Sequence[str | Path]) -> list[Path]:

@@ -24,6 +24,8 @@ def check_output(output: Path, resume: bool, overwrite: bool) -> None:
     """Raise a SettingError for an output that cannot be, or that exists and is not to be touched."""
     if output.is_dir():
         raise SettingError(f"--output {output} is a folder; name a file, such as {output / 'predictions.csv'}")
+    if resume and overwrite:
+        raise SettingError("--resume keeps what is there and --overwrite does not; say one of them")
     if output.exists() and not (resume or overwrite):
         raise SettingError(
             f"{output} exists; say --resume to go on with it, --overwrite to begin again, or another --output"
@@ -40,29 +42,35 @@ def open_journal(
     Raises:
         SettingError: other models or settings made the earlier rows.
     """
-    prints = {path.as_posix(): _fingerprint(path) for path in paths}
+    prints = {place(path): _fingerprint(path) for path in paths}
     kept: dict[str, Prediction] = {}
     before: dict[str, str] = {}
     if resume and output.exists():
         before = _read_provenance(output, made_by)
         drop_torn_line(output)
-        rows = {row.path: row for row in read_predictions(output)}
-        kept = {path: row for path, row in rows.items() if path not in prints or _holds(row, before, prints)}
+        rows = {place(row.path): row for row in read_predictions(output)}
+        kept = {k: row for k, row in rows.items() if k not in prints or _holds(row, before.get(k), prints[k])}
     write_predictions(output, list(kept.values()))
     commit_json(_provenance_file(output), {**made_by, "scans": {**before, **prints}})
-    return list(kept.values()), [path for path in paths if path.as_posix() not in kept]
+    return list(kept.values()), [path for path in paths if place(path) not in kept]
+
+
+def place(path: str | Path) -> str:
+    """Where a scan lies, however its path is spelt, as it can be written and read again."""
+    return Path(path).resolve().as_posix().encode("utf-8", errors="backslashreplace").decode()
 
 
 @contextmanager
 def appending(output: Path) -> Iterator[Callable[[Prediction], None]]:
     """A function that puts a row on the disk before it returns."""
-    with advice_on_disk_errors(output), output.open("a", encoding="utf-8", errors="backslashreplace") as file:
+    with output.open("a", encoding="utf-8", errors="backslashreplace") as file:
 
         def append(row: Prediction) -> None:
             cells = row.cells()
-            file.write(table_line([cells[column] for column in COLUMNS]))
-            file.flush()
-            os.fsync(file.fileno())
+            with advice_on_disk_errors(output):
+                file.write(table_line([cells[column] for column in COLUMNS]))
+                file.flush()
+                os.fsync(file.fileno())
 
         yield append
 
@@ -76,8 +84,8 @@ def drop_torn_line(path: Path) -> None:
             file.truncate(data.rfind(b"\n") + 1)
 
 
-def _holds(row: Prediction, before: dict[str, str], now: dict[str, str]) -> bool:
-    return row.covid is not None and before.get(row.path) == now[row.path]
+def _holds(row: Prediction, before: str | None, now: str) -> bool:
+    return row.covid is not None and before == now
 
 
 def _fingerprint(path: Path) -> str:
@@ -96,7 +104,7 @@ def _read_provenance(output: Path, made_by: dict[str, Any]) -> dict[str, str]:
     try:
         before = json.loads(_provenance_file(output).read_text(encoding="utf-8"))
         scans = dict(before.pop("scans"))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise Cov3dError(f"{output}: nobody knows which models made it; begin again with --overwrite") from error
     if before != json.loads(json.dumps(made_by)):
         raise SettingError(f"{output} was made with other models or settings; say --overwrite, or another --output")

@@ -104,8 +104,8 @@ def read_study_folders(root: Path) -> Study:
     problems: list[str] = []
     for split, presence, folder in _class_folders(root):
         rows += [Row(_relative(path, root), path, presence, split=split) for path in find_scans(folder)]
+    given: dict[str, str] = {}
     for split, name in SEVERITY_TABLES.items():
-        given: dict[str, str] = {}
         for table in _severity_tables(root, split, name):
             rows = _with_severity(rows, split, table, given, problems)
     if not rows:
@@ -155,7 +155,7 @@ def _with_severity(rows: list[Row], split: str, table: Path, given: dict[str, st
         elif row.presence == 0:
             problems.append(f"{where}: has a severity, but lies in non-covid")
         else:
-            given[row.scan] = f"row {number} of {table.parent.name}/{table.name}"
+            given[row.scan] = f"row {number} of {table}"
             found[row.scan] = _graded(row, line[by_lower["category"]], where, problems)
     return list(found.values())
 

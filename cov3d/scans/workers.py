@@ -18,7 +18,9 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.util import Finalize
 from typing import Any
 
 from cov3d.errors import Cov3dError, ScanError
@@ -110,6 +112,8 @@ class _Worker:
         self.process = context.Process(target=_serve, args=(theirs, task), daemon=True)
         with _own_main():
             self.process.start()
+        # A worker does not hear the SIGTERM by which multiprocessing would end it when Python exits.
+        Finalize(self, self.process.kill, exitpriority=10)
         theirs.close()
         self.index = -1
         self.deadline = float("inf")
@@ -160,6 +164,8 @@ def _own_main() -> Iterator[None]:
     multiprocessing imports the main script in each child, which runs a script without a ``__main__`` guard once more in
     every worker. No task of ours needs it, so for a moment there is none.
     """
+    if hasattr(signal, "pthread_sigmask"):
+        resource_tracker.ensure_running()  # its start unblocks signals, so it comes first
     main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS) if hasattr(signal, "pthread_sigmask") else None
     try:

@@ -29,6 +29,17 @@ SELECTED = (
     "these validation scans also chose the epoch, so the score is optimistic; evaluate on scans that nobody chose by"
 )
 
+RUN_FILES = (
+    "config.json",
+    "history.csv",
+    "presence.safetensors",
+    "severity.safetensors",
+    "last.safetensors",
+    "predictions.csv",
+    "metrics.json",
+    "curves.png",
+)
+
 
 class Epochs(Callback):
     """Gathers what an epoch gives and hands it to a :class:`Keeper`."""
@@ -76,8 +87,9 @@ class Keeper:
     lowest log loss of that task.
     """
 
-    def __init__(self, folder: Path, rows: Sequence[Row], settings: RunSettings, summary: dict[str, Any]):
-        self.folder, self.rows, self.settings, self.summary = folder, rows, settings, summary
+    def __init__(self, folder: Path, rows: Sequence[Row], settings: RunSettings, config: dict[str, Any]):
+        self.folder, self.rows, self.settings, self.config = folder, rows, settings, config
+        self.summary = config["summary"]
         self.presence = np.array([row.presence for row in rows])
         self.severity = np.array([row.severity for row in rows])
         self.history: list[dict[str, Any]] = []
@@ -90,6 +102,8 @@ class Keeper:
 
     def end_epoch(self, row: dict[str, Any], logits: torch.Tensor, model: torch.nn.Module, seconds: float) -> None:
         """Score validation logits ``(N, 6)``, keep the model if it is the best so far, and write the history."""
+        if not self.history:
+            self._begin()
         scores = self.score(logits)
         for task, found in scores.items():
             row.update({f"{task}_f1": found["macro_f1"], f"{task}_accuracy": found["accuracy"]})
@@ -135,6 +149,12 @@ class Keeper:
         for task, best in kept.items():
             say(f"best {task} macro F1 {best['macro_f1']:.4f} in epoch {best['epoch']}")
         say(f"note: {SELECTED}")
+
+    def _begin(self) -> None:
+        """Take the place of an earlier run: only now, when an epoch is done and all that could fail at once has not."""
+        for name in RUN_FILES:
+            (self.folder / name).unlink(missing_ok=True)
+        commit_json(self.folder / "config.json", self.config)
 
     def _save(self, model: torch.nn.Module, name: str, task: Task, epoch: int, f1: dict[str, Any]) -> None:
         summary = {**self.summary, "epoch": epoch, "macro_f1": f1, "scored_on": f"its validation scans; {SELECTED}"}

@@ -18,7 +18,7 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.learner import CancelBatchException, Learner, TrainEvalCallback
 from fastai.optimizer import Adam
 
-from cov3d.commit import check_writable, commit_json
+from cov3d.commit import check_writable
 from cov3d.config import Machine, RunSettings, to_dict
 from cov3d.console import progress, say
 from cov3d.errors import Cov3dError, SettingError
@@ -29,21 +29,10 @@ from cov3d.nets.weights import start_from
 from cov3d.scans.cache import Cache, fill_cache
 from cov3d.scans.study import Row, Study
 from cov3d.training.augment import PrepareInput
-from cov3d.training.epochs import Epochs, Keeper, versions
+from cov3d.training.epochs import RUN_FILES, Epochs, Keeper, versions
 from cov3d.training.loaders import loaders
 from cov3d.training.loss import JointLoss
 from cov3d.training.split import Split, check_trainable, split_rows, unused
-
-RUN_FILES = (
-    "config.json",
-    "history.csv",
-    "presence.safetensors",
-    "severity.safetensors",
-    "last.safetensors",
-    "predictions.csv",
-    "metrics.json",
-    "curves.png",
-)
 
 
 @dataclass(frozen=True)
@@ -83,10 +72,8 @@ def train(
     notes = [*study.warnings, *unused(study.rows, wanted), *check_trainable(split, settings.task)]
     for note in notes + _failed(filled):
         say(f"note: {note}")
-    clear_run_folder(folder)  # only now, when nothing but the training itself can fail
     summary = _summary(study, split, settings)
-    commit_json(folder / "config.json", _describe(study, settings, machine, summary))
-    keeper = Keeper(folder, split.validation, settings, summary)
+    keeper = Keeper(folder, split.validation, settings, _describe(study, settings, machine, summary))
     with _advice():
         _fit(network, filled, split, keeper, settings, machine, device, precision)
     keeper.finish()
@@ -115,12 +102,6 @@ def check_run_folder(folder: Path, overwrite: bool) -> Path:
     if not overwrite and any((folder / name).exists() for name in RUN_FILES):
         raise SettingError(f"{folder} holds a run already; say --overwrite, or another --output-dir")
     return check_writable(folder)
-
-
-def clear_run_folder(folder: Path) -> None:
-    """Remove an earlier run's files, and nothing else."""
-    for name in RUN_FILES:
-        (folder / name).unlink(missing_ok=True)
 
 
 def seed_everything(seed: int) -> None:

@@ -164,6 +164,17 @@ def test_resume_keeps_the_answers_of_scans_not_asked_for_now(scans: Path, tmp_pa
     assert [row["scan"] for row in table(output)] == ["ct_scan_1", "ct_scan_2", "ct_scan_9"]
 
 
+def test_resume_knows_a_scan_however_its_path_is_spelt(scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model, output = make_model(tmp_path / "m.safetensors"), tmp_path / "p.csv"
+    infer([scans], [model], output, machine=ONE)
+    monkeypatch.chdir(scans)
+    rows = infer([Path("ct_scan_1")], [model], output, machine=ONE, resume=True)
+    assert [row.scan for row in rows] == ["ct_scan_1"]
+    assert len(table(output)) == 5
+    with pytest.raises(SettingError, match="say one of them"):
+        infer([scans], [model], output, machine=ONE, resume=True, overwrite=True)
+
+
 def test_resume_does_a_changed_scan_again(scans: Path, tmp_path: Path):
     model, output = make_model(tmp_path / "m.safetensors"), tmp_path / "p.csv"
     infer([scans], [model], output, machine=ONE)
@@ -269,6 +280,8 @@ def test_a_name_that_is_no_utf8_loses_nothing(tmp_path: Path):
     rows = infer([folder], [make_model(tmp_path / "m.safetensors")], output, machine=ONE)
     assert not any(row.error for row in rows)
     assert b"bad\\udcff" in output.read_bytes()
+    infer([folder], [tmp_path / "m.safetensors"], output, machine=ONE, resume=True)
+    assert len(table(output)) == 2
 
 
 def test_a_table_that_cannot_be_written_is_said(scans: Path, tmp_path: Path):

@@ -82,6 +82,15 @@ def test_two_tables_may_not_grade_one_scan(tmp_path: Path):
         read_study(root)
 
 
+def test_a_bare_class_folder_takes_either_table_but_not_both(tmp_path: Path):
+    root = scan_folders(tmp_path, "covid/ct_scan_1")
+    (root / "train_partition_covid_categories.csv").write_text("Name;Category\nct_scan_1;4\n")
+    assert read_study(root).rows[0].severity == 4
+    (root / "val_partition_covid_categories.csv").write_text("Name;Category\nct_scan_1;1\n")
+    with pytest.raises(StudyError, match="listed twice"):
+        read_study(root)
+
+
 def test_predictions_in_a_studys_folder_are_no_table_of_it(tmp_path: Path):
     root = scan_folders(tmp_path, "one")
     (root / "predictions.csv").write_text("scan,path,presence,covid_probability,severity\none,one,covid,0.9,mild\n")

@@ -144,6 +144,14 @@ def test_a_run_that_cannot_begin_leaves_the_old_one_alone(study: Path, tmp_path:
     assert {file: file.read_bytes() for file in run.iterdir()} == before
 
 
+def test_a_run_that_fails_in_its_first_epoch_leaves_the_old_one_alone(study: Path, tmp_path: Path):
+    run = fit(study, tmp_path, with_training(epochs=1))
+    before = {file: file.read_bytes() for file in run.iterdir()}
+    with pytest.raises(Cov3dError, match="the loss became nan"):
+        fit(study, tmp_path, with_training(learning_rate=1e30), overwrite=True)
+    assert {file: file.read_bytes() for file in run.iterdir()} == before
+
+
 def test_a_changed_cache_file_stops_the_run_in_a_sentence(study: Path, tmp_path: Path):
     from cov3d import fill_cache
     from cov3d.training.loaders import CachedScans
