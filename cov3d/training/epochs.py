@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import platform
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import torch
 from fastai.callback.core import Callback
 
 from cov3d import labels
-from cov3d.commit import commit, commit_json
+from cov3d.commit import commit_json
 from cov3d.config import RunSettings, Task
 from cov3d.console import say
 from cov3d.errors import Cov3dError
@@ -24,6 +22,7 @@ from cov3d.nets.model import save_model
 from cov3d.predictions import Prediction, write_predictions
 from cov3d.scans.study import Row
 from cov3d.tables import write_table
+from cov3d.training.curves import draw_curves
 
 SELECTED = (
     "these validation scans also chose the epoch, so the score is optimistic; evaluate on scans that nobody chose by"
@@ -169,35 +168,6 @@ class Keeper:
             f"{row['epoch']:>5}  {row['train_loss']:>10.4f}  {row['validation_loss']:>10.4f}  {presence:>11}  {severity:>11}"
             f"  {row['seconds']:>7.1f}{best}"
         )
-
-
-def draw_curves(path: Path, history: Sequence[dict[str, Any]], best: dict[str, int]) -> Path:
-    """Draw losses and macro F1 over the epochs, the kept epochs marked."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    epochs = [row["epoch"] for row in history]
-    for name in ("train_loss", "validation_loss"):
-        left.plot(epochs, [row[name] for row in history], marker=".", label=name.replace("_", " "))
-    for task, colour in (("presence", "tab:blue"), ("severity", "tab:red")):
-        scores = [np.nan if row[f"{task}_f1"] is None else row[f"{task}_f1"] for row in history]
-        right.plot(epochs, scores, marker=".", color=colour, label=task)
-        if task in best:
-            right.plot(best[task], scores[best[task] - 1], "o", ms=12, mfc="none", color=colour, label="kept")
-    left.set(xlabel="epoch", ylabel="loss", yscale="log")
-    right.set(xlabel="epoch", ylabel="macro F1 on validation scans", ylim=(0, 1.02))
-    for axes in (left, right):
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    return commit(path, lambda file: figure.savefig(file, format="png", dpi=120))
-
-
-def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    packages = ("cov3d", "torch", "torchvision", "fastai", "numpy", "scipy", "pillow", "nibabel")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
 
 
 def _four(score: float | None) -> str:

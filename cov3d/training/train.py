@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from fastai.callback import schedule  # noqa: F401  # gives Learner its fit_one_cycle
-from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
-from fastai.learner import CancelBatchException, Learner, TrainEvalCallback
+from fastai.learner import Learner, TrainEvalCallback
 from fastai.optimizer import Adam
 
 from cov3d.commit import check_writable
-from cov3d.config import Machine, RunSettings, to_dict
+from cov3d.config import Machine, RunSettings
 from cov3d.console import progress, say
 from cov3d.errors import Cov3dError, SettingError
-from cov3d.labels import PRESENCE, SEVERITY
 from cov3d.nets.build import build
 from cov3d.nets.inputs import memory_advice, pick_device
 from cov3d.nets.weights import start_from
 from cov3d.scans.cache import Cache, fill_cache
 from cov3d.scans.study import Row, Study
+from cov3d.training.accumulate import Accumulate
 from cov3d.training.augment import PrepareInput
-from cov3d.training.epochs import RUN_FILES, Epochs, Keeper, versions
+from cov3d.training.description import describe, summarise
+from cov3d.training.epochs import RUN_FILES, Epochs, Keeper
 from cov3d.training.loaders import loaders
 from cov3d.training.loss import JointLoss
 from cov3d.training.split import Split, check_trainable, split_rows, unused
@@ -72,8 +70,8 @@ def train(
     notes = [*study.warnings, *unused(study.rows, wanted), *check_trainable(split, settings.task)]
     for note in notes + _failed(filled):
         say(f"note: {note}")
-    summary = _summary(study, split, settings)
-    keeper = Keeper(folder, split.validation, settings, _describe(study, settings, machine, summary))
+    summary = summarise(study, split, settings)
+    keeper = Keeper(folder, split.validation, settings, describe(study, settings, machine, summary))
     with _advice():
         _fit(network, filled, split, keeper, settings, machine, device, precision)
     keeper.finish()
@@ -109,31 +107,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-class Accumulate(Callback):
-    """Step once for several batches, with the mean of their gradients; an epoch's last batches step in any case."""
-
-    order = MixedPrecision.order - 4
-    run_valid = False
-
-    def __init__(self, batches: int):
-        self.batches = batches
-
-    def _group(self) -> tuple[int, int]:
-        """Place in the group of batches that share a step, and the size of that group."""
-        place = self.learn.iter % self.batches
-        return place, min(self.batches, self.learn.n_iter - (self.learn.iter - place))
-
-    def after_loss(self) -> None:
-        """Divide, so that the gradients that add up are a mean."""
-        self.learn.loss_grad = self.learn.loss_grad / self._group()[1]
-
-    def before_step(self) -> None:
-        """Step only at the group's end."""
-        place, size = self._group()
-        if place + 1 < size:
-            raise CancelBatchException  # leaves the gradients to the next batch
 
 
 def _fit(
@@ -212,33 +185,3 @@ def _failed(filled: Cache) -> list[str]:
     if not filled.failures:
         return []
     return [f"{len(filled.failures)} scans failed and are left out; causes in {filled.folder / 'failures.csv'}"]
-
-
-def _summary(study: Study, split: Split, settings: RunSettings) -> dict[str, Any]:
-    return {
-        "train_scans": len(split.train),
-        "validation_scans": len(split.validation),
-        "train_counts": class_counts(split.train),
-        "severity_factor": settings.severity_factor,
-        "epochs": settings.training.epochs,
-        "seed": settings.training.seed,
-        "study_fingerprint": study.fingerprint,
-    }
-
-
-def class_counts(rows: Sequence[Row]) -> dict[str, int]:
-    """Scans of each presence and of each severity, for the model file."""
-    counts = {name: sum(row.presence == k for row in rows) for k, name in enumerate(PRESENCE)}
-    return counts | {name: sum(row.severity == k for row in rows) for k, name in enumerate(SEVERITY, 1)}
-
-
-def _describe(study: Study, settings: RunSettings, machine: Machine, summary: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "command": ["cov3d", *sys.argv[1:]],
-        "versions": versions(),
-        "study": {"source": study.source.resolve().name, "fingerprint": study.fingerprint},
-        "severity_factor": settings.severity_factor,
-        **to_dict(settings),
-        "machine": to_dict(machine),
-        "summary": summary,
-    }

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 
 from cov3d import Machine, NetSettings, Preprocessing, RunSettings, Training, load_model, read_study, train
 from cov3d.errors import Cov3dError, SettingError, StudyError
+from cov3d.training.accumulate import Accumulate
 from cov3d.training.loaders import Loaders
-from cov3d.training.train import Accumulate, pick_precision
+from cov3d.training.train import pick_precision
 
 TINY = RunSettings(
     task="both",

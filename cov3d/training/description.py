@@ -1,0 +1,52 @@
+"""A run in plain values, for ``config.json`` and the model file."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+from cov3d.config import Machine, RunSettings, to_dict
+from cov3d.labels import PRESENCE, SEVERITY
+from cov3d.scans.study import Row, Study
+from cov3d.training.split import Split
+
+
+def summarise(study: Study, split: Split, settings: RunSettings) -> dict[str, Any]:
+    """What the model file says of its training: counts, epochs, seed, study."""
+    return {
+        "train_scans": len(split.train),
+        "validation_scans": len(split.validation),
+        "train_counts": class_counts(split.train),
+        "severity_factor": settings.severity_factor,
+        "epochs": settings.training.epochs,
+        "seed": settings.training.seed,
+        "study_fingerprint": study.fingerprint,
+    }
+
+
+def class_counts(rows: Sequence[Row]) -> dict[str, int]:
+    """Scans of each presence and of each severity, for the model file."""
+    counts = {name: sum(row.presence == k for row in rows) for k, name in enumerate(PRESENCE)}
+    return counts | {name: sum(row.severity == k for row in rows) for k, name in enumerate(SEVERITY, 1)}
+
+
+def describe(study: Study, settings: RunSettings, machine: Machine, summary: dict[str, Any]) -> dict[str, Any]:
+    """What ``config.json`` says of a run: command, versions, study, and every setting."""
+    return {
+        "command": ["cov3d", *sys.argv[1:]],
+        "versions": versions(),
+        "study": {"source": study.source.resolve().name, "fingerprint": study.fingerprint},
+        "severity_factor": settings.severity_factor,
+        **to_dict(settings),
+        "machine": to_dict(machine),
+        "summary": summary,
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    packages = ("cov3d", "torch", "torchvision", "fastai", "numpy", "scipy", "pillow", "nibabel")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
