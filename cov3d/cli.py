@@ -20,6 +20,7 @@ from cov3d.config import (
     Messages,
     NetSettings,
     Preprocessing,
+    Reading,
     RunSettings,
     Task,
     Training,
@@ -143,6 +144,7 @@ def phantom(
 def preprocess(
     messages: Messages,
     preprocessing: Preprocessing,
+    reading: Reading,
     machine: Machine,
     study: StudyArgument = Path(),
     cache: CacheOption = Path("cache"),
@@ -152,7 +154,7 @@ def preprocess(
     from cov3d.scans.study import read_study
 
     read = read_study(study)
-    filled = fill_cache(read.rows, preprocessing, cache, machine)
+    filled = fill_cache(read.rows, preprocessing, cache, machine, reading)
     kept = len(filled.entries) - filled.made
     show(f"{filled.folder}: {filled.made} made, {kept} kept, {len(filled.failures)} failed, {len(read.rows)} asked")
     return _list_failures(filled.failures, of=len(read.rows))
@@ -165,6 +167,7 @@ def train(
     net: NetSettings,
     loss: LossSettings,
     training: Training,
+    reading: Reading,
     machine: Machine,
     study: StudyArgument = Path(),
     task: Annotated[Task, typer.Option(help="What the model is kept for; it gives both answers.")] = "both",
@@ -176,7 +179,7 @@ def train(
     from cov3d.scans.study import read_study
     from cov3d.training.train import train
 
-    settings = RunSettings(task, preprocessing, net, loss, training)
+    settings = RunSettings(task, preprocessing, net, loss, training, reading)
     run = train(read_study(study), settings, machine, cache, output_dir, overwrite)
     show(str(run.folder))
     return _list_failures(run.failures)
@@ -186,6 +189,7 @@ def train(
 def infer(
     messages: Messages,
     inference: Inference,
+    reading: Reading,
     machine: Machine,
     scans: Annotated[list[Path] | None, typer.Argument(metavar="SCANS", help="Scans, or folders of scans.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The table to write.")] = Path("predictions.csv"),
@@ -205,7 +209,7 @@ def infer(
 
     asked = [*(scans or []), *(scan or []), *(scan_dir or [])]
     output = output_csv or output
-    rows = infer(asked, model or [], output, inference, machine, resume, overwrite, submission)
+    rows = infer(asked, model or [], output, inference, machine, resume, overwrite, submission, reading)
     show(summary(rows, output))
     return _list_failures({row.path: row.error for row in rows if row.error}, of=len(rows))
 

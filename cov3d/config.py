@@ -31,6 +31,32 @@ def option(default: Any, help: str, **limits: Any) -> Any:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How a scan's files are understood. It belongs to the files, not to a model: a model file does not hold it."""
+
+    range: Literal["auto", "hu", "grey"] = option(
+        "auto", "What stored values are: HU, or grey levels already windowed; auto looks at them."
+    )
+    series: str = option("largest", "Which DICOM series of a folder: largest, all, or a SeriesInstanceUID.")
+    allow_gaps: bool = option(
+        False, "Read volumes with missing slices, uneven distances or a tilted gantry.", flag="--allow-gaps"
+    )
+    strict: bool = option(False, "Fail a scan for any slice that is unreadable, odd or missing.", flag="--strict")
+
+    def __post_init__(self) -> None:
+        _check_limits(self)
+        if not re.fullmatch(r"largest|all|[0-9.]{1,64}", self.series):
+            raise SettingError(f"--series {self.series!r} is not largest, all, or a SeriesInstanceUID")
+        if self.strict and self.allow_gaps:
+            raise SettingError("--strict and --allow-gaps exclude each other; leave one of them")
+
+    @property
+    def meaning(self) -> dict[str, str]:
+        """What a voxel depends on; the other settings only decide which scans are read."""
+        return {"range": self.range, "series": self.series}
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """How a scan becomes a tensor. Whatever changes a voxel stands here, and so in the cache's key and the model file."""
 
@@ -38,6 +64,7 @@ class Preprocessing:
     depth: int | None = option(None, "Slices of a cached scan; half the width if not said.", min=1, max=2048)
     window_low: float = option(-1150.0, "HU that becomes black; scans in grey levels are taken as already windowed.")
     window_high: float = option(350.0, "HU that becomes white.")
+    crop: Literal["none", "lungs"] = option("none", "Cut the scan to the box of its lungs before it is resized.")
 
     def __post_init__(self) -> None:
         _check_limits(self)
@@ -132,6 +159,7 @@ class RunSettings:
     net: NetSettings = field(default_factory=lambda: NetSettings())
     loss: LossSettings = field(default_factory=lambda: LossSettings())
     training: Training = field(default_factory=lambda: Training())
+    reading: Reading = field(default_factory=lambda: Reading())
 
     def __post_init__(self) -> None:
         check_task(self.task)
@@ -209,10 +237,13 @@ def to_dict(settings: Any) -> dict[str, Any]:
 
 
 def from_dict(group: type[Settings], values: Mapping[str, Any], source: str) -> Settings:
-    """A settings group back from JSON; ``source`` names the file in the error."""
+    """A settings group back from JSON; ``source`` names the file in the error.
+
+    A setting that the file's version did not know yet has its default, which means what was done before.
+    """
     known = {f.name for f in fields(group)}  # type: ignore[arg-type]
-    if not isinstance(values, Mapping) or set(values) != known:
-        differing = sorted(set(values) ^ known) if isinstance(values, Mapping) else [type(values).__name__]
+    if not isinstance(values, Mapping) or not set(values) <= known:
+        differing = sorted(set(values) - known) if isinstance(values, Mapping) else [type(values).__name__]
         raise SettingError(
             f"{source}: its {group.__name__} settings differ from this version's in {', '.join(differing)}; "
             "use the version of cov3d that wrote it"

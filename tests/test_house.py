@@ -173,7 +173,8 @@ if __name__ == "__main__":
     start_from(built, str(folder / "w.pt"), net)
     # What runs in workers, here where the hook can hear it.
     for row in study.rows:
-        job = {"scan": row.scan, "path": str(row.path), "folder": str(folder), "settings": cov3d.config.to_dict(settings)}
+        ways = {"settings": cov3d.config.to_dict(settings), "reading": cov3d.config.to_dict(cov3d.config.Reading())}
+        job = {"scan": row.scan, "path": str(row.path), "folder": str(folder), **ways}
         make_entry(job)
         make_tensors({**job, "settings": [job["settings"]]})
     infer([root / "validation"], [folder / "m.safetensors"], folder / "p.csv", machine=one)

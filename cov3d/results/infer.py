@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cov3d.config import Inference, Machine
+from cov3d.config import Inference, Machine, Reading
 from cov3d.console import natural, progress, say
 from cov3d.errors import ModelError
 from cov3d.nets.inputs import memory_advice, pick_device
@@ -32,6 +32,7 @@ def infer(
     resume: bool = False,
     overwrite: bool = False,
     submission: str | Path | None = None,
+    reading: Reading | None = None,
 ) -> list[Prediction]:
     """Write and return one row for every scan asked for, in natural order; a failed scan's row names the cause.
 
@@ -42,7 +43,8 @@ def infer(
     Raises:
         Cov3dError: no scans, no models, or an output that exists or cannot be written.
     """
-    inference, machine, output = inference or Inference(), machine or Machine(), Path(output)
+    inference, machine, reading = inference or Inference(), machine or Machine(), reading or Reading()
+    output = Path(output)
     paths = ask_scans(scans)
     check_output(output, resume, overwrite)
     device = pick_device(machine.device)
@@ -52,10 +54,10 @@ def infer(
     say(f"{len(paths)} scans, models: {len(ensemble.models)}, on {device}. This is {NOT_A_DEVICE}.")
     for note in ensemble.blind_spots:
         say(f"note: {note}")
-    rows, todo = open_journal(output, paths, ensemble.provenance(), resume)
+    rows, todo = open_journal(output, paths, {**ensemble.provenance(), **reading.meaning}, resume)
     advice = memory_advice("--workers, or use a smaller model")
     with advice, appending(output) as append, progress(len(todo), "infer") as step:
-        for tensors in read_tensors(todo, ensemble.preprocessings, machine):
+        for tensors in read_tensors(todo, ensemble.preprocessings, reading, machine):
             rows.append(ensemble.answer(todo[tensors.index], tensors))
             append(rows[-1])
             step(rows[-1].scan)

@@ -20,18 +20,19 @@ import numpy as np
 import torch
 
 from cov3d.commit import TEMPORARY_PREFIX, check_writable, commit, commit_json
-from cov3d.config import Machine, Preprocessing, from_dict, to_dict
+from cov3d.config import Machine, Preprocessing, Reading, from_dict, to_dict
 from cov3d.console import natural, progress
 from cov3d.errors import Cov3dError, ScanError, SettingError
-from cov3d.scans.fingerprint import content_fingerprint, sha256, stat_fingerprint
-from cov3d.scans.preprocess import preprocess_with_warnings
+from cov3d.scans.fingerprint import check_unchanged, content_fingerprint, sha256, stat_fingerprint
+from cov3d.scans.preprocess import prepare
 from cov3d.scans.read import read
+from cov3d.scans.scan import Flaw
 from cov3d.scans.study import Row
 from cov3d.scans.workers import each
 from cov3d.tables import write_table
 
 # Raise it when the same scan and settings give other voxels than before.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 MANIFEST = ("scan", "source", "fingerprint", "file", "sha256", "slices", "spacing", "warnings", "seconds")
 FAILURES = ("scan", "stage", "file", "message")
 
@@ -67,42 +68,50 @@ class Cache:
         return tensor
 
 
-def cache_folder(root: Path, settings: Preprocessing) -> Path:
+def cache_folder(root: Path, settings: Preprocessing, reading: Reading | None = None) -> Path:
     """Where scans of these settings lie: every setting that changes a voxel, and the cache's version, is in the name."""
-    described = json.dumps({"version": CACHE_VERSION, **to_dict(settings)}, sort_keys=True)
+    described = json.dumps(_described(settings, reading or Reading()), sort_keys=True)
     depth, height, width = settings.shape
     return root / f"{depth}x{height}x{width}-{hashlib.sha256(described.encode()).hexdigest()[:10]}"
 
 
+def _described(settings: Preprocessing, reading: Reading) -> dict[str, Any]:
+    """What a cached voxel depends on."""
+    return {"version": CACHE_VERSION, **to_dict(settings), **reading.meaning}
+
+
 def fill_cache(
-    rows: Sequence[Row], settings: Preprocessing, root: str | Path = "cache", machine: Machine | None = None
+    rows: Sequence[Row],
+    settings: Preprocessing,
+    root: str | Path = "cache",
+    machine: Machine | None = None,
+    reading: Reading | None = None,
 ) -> Cache:
     """Make what the cache lacks, in worker processes, and list what cannot be made.
 
-    A scan is made again when its files have changed; a scan that failed is tried again.
+    A scan is made again when its files have changed; a scan that failed, or has a flaw that is not forgiven any more, is
+    tried again.
 
     Raises:
         Cov3dError: the cache cannot be written.
         SettingError: the cache would lie inside a scan.
     """
-    machine = machine or Machine()
-    folder = cache_folder(Path(root), settings)
+    machine, reading = machine or Machine(), reading or Reading()
+    folder = cache_folder(Path(root), settings, reading)
     _check_apart(rows, Path(root))
     check_writable(folder)
     _sweep(folder)
-    commit_json(folder / "settings.json", {"version": CACHE_VERSION, **to_dict(settings)})
+    commit_json(folder / "settings.json", _described(settings, reading))
     entries: dict[str, dict[str, Any]] = {}
     missing: list[Row] = []
     for row in rows:
-        entry = _entry(folder, row)
+        entry = _entry(folder, row, reading)
         if entry is None:
             missing.append(row)
         else:
             entries[row.scan] = entry
-    jobs = [
-        {"scan": row.scan, "path": str(row.path), "folder": str(folder), "settings": to_dict(settings)}
-        for row in missing
-    ]
+    ways = {"folder": str(folder), "settings": to_dict(settings), "reading": to_dict(reading)}
+    jobs = [{"scan": row.scan, "path": str(row.path), **ways} for row in missing]
     failures: dict[str, str] = {}
     try:
         with progress(len(jobs), "preprocess") as step:
@@ -125,14 +134,15 @@ def make_entry(job: dict[str, Any]) -> tuple[dict[str, Any], tuple[bytes, ...]]:
     stem = entry_stem(job["scan"], path)
     before = stat_fingerprint(path)
     content = content_fingerprint(path)
+    reading = from_dict(Reading, job["reading"], "job")
     old = _read_json(folder / f"{stem}.json")
-    if old and old.get("content") == content and _is_whole(folder, old):  # files were touched, not changed
+    if (
+        old and _forgiven(old, reading) and old.get("content") == content and _is_whole(folder, old)
+    ):  # files were touched, not changed
         entry = {**old, "fingerprint": before}
     else:
-        scan = read(path)
-        array, warnings = preprocess_with_warnings(scan, from_dict(Preprocessing, job["settings"], "job"))
-        if stat_fingerprint(path) != before:
-            raise ScanError(path, "changed while it was read; run again when it is copied whole")
+        array, scan = prepare(read(path, reading), from_dict(Preprocessing, job["settings"], "job"))
+        check_unchanged(path, before)
         entry = {
             "scan": job["scan"],
             "source": path.name,
@@ -142,7 +152,8 @@ def make_entry(job: dict[str, Any]) -> tuple[dict[str, Any], tuple[bytes, ...]]:
             **_save(folder / f"{stem}.pt", array),
             "slices": len(scan.slices),
             "spacing": scan.spacing,
-            "warnings": list(warnings),
+            "warnings": list(scan.remarks),
+            "flaws": scan.flaws,
             "seconds": round(time.monotonic() - begin, 3),
         }
     commit_json(folder / f"{stem}.json", entry)
@@ -161,16 +172,21 @@ def entry_stem(scan: str, path: Path) -> str:
     return f"{readable}-{hashlib.sha256(where).hexdigest()[:12]}"
 
 
-def _entry(folder: Path, row: Row) -> dict[str, Any] | None:
+def _entry(folder: Path, row: Row, reading: Reading) -> dict[str, Any] | None:
     """The entry of a scan, if it is there, whole, and made from the files as they are."""
     entry = _read_json(folder / f"{entry_stem(row.scan, row.path)}.json")
-    if entry is None or not _is_whole(folder, entry):
+    if entry is None or not _is_whole(folder, entry) or not _forgiven(entry, reading):
         return None
     try:
         current = stat_fingerprint(row.path)
     except (ScanError, OSError):
         return None  # it will be read, and then fail with its cause
     return entry if entry["fingerprint"] == current else None
+
+
+def _forgiven(entry: dict[str, Any], reading: Reading) -> bool:
+    """Whether a scan with these flaws would be read today."""
+    return all(Flaw(*flaw).forgiven(reading) for flaw in entry["flaws"])
 
 
 def _is_whole(folder: Path, entry: dict[str, Any]) -> bool:
@@ -183,7 +199,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) and {"file", "bytes", "fingerprint"} <= set(content) else None
+    return content if isinstance(content, dict) and {"file", "bytes", "fingerprint", "flaws"} <= set(content) else None
 
 
 def _check_apart(rows: Sequence[Row], root: Path) -> None:

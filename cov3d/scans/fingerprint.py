@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from cov3d.errors import ScanError
+from cov3d.scans.boundary import boundary
 from cov3d.scans.read import scan_files
 
 
@@ -15,8 +17,16 @@ def stat_fingerprint(path: Path) -> str:
     Raises:
         ScanError: the scan is not there.
     """
-    stats = [(file.name, file.stat()) for file in scan_files(path)]
+    files = scan_files(path)
+    with boundary(path):
+        stats = [(file.name, file.stat()) for file in files]
     return _hash([(name, status.st_size, status.st_mtime_ns) for name, status in stats])
+
+
+def check_unchanged(path: Path, fingerprint: str) -> None:
+    """Raise a ScanError if a scan's files are no longer what they were when ``fingerprint`` was taken."""
+    if stat_fingerprint(path) != fingerprint:
+        raise ScanError(path, "changed while it was read; run again when it is copied whole")
 
 
 def content_fingerprint(path: Path) -> str:

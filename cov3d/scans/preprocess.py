@@ -7,6 +7,7 @@ one, so that memory does not grow with the number of slices.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
@@ -30,19 +31,19 @@ def preprocess(scan: Scan, settings: Preprocessing) -> np.ndarray:
     Raises:
         ScanError: more than a tenth of the slices cannot be read.
     """
-    return preprocess_with_warnings(scan, settings)[0]
+    return prepare(scan, settings)[0]
 
 
-def preprocess_with_warnings(scan: Scan, settings: Preprocessing) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The same, with everything that there is to say about the scan."""
+def prepare(scan: Scan, settings: Preprocessing) -> tuple[np.ndarray, Scan]:
+    """The same, and the scan with everything that was found out on the way among its remarks."""
     try:
         tensor = _stream(scan, settings)
     except SliceError:
         scan = without_unreadable(scan)
         tensor = _stream(scan, settings)
     if int(tensor.max()) - int(tensor.min()) < STRUCTURE:
-        return tensor, (*scan.warnings, "blank: the scan shows no structure")
-    return tensor, scan.warnings
+        return tensor, replace(scan, warnings=(*scan.warnings, "blank: the scan shows no structure"))
+    return tensor, scan
 
 
 def _stream(scan: Scan, settings: Preprocessing) -> np.ndarray:
@@ -66,9 +67,9 @@ def _stream(scan: Scan, settings: Preprocessing) -> np.ndarray:
 def to_grey(scan: Scan, index: int, settings: Preprocessing) -> np.ndarray:
     """Slice ``index`` in grey levels 0…255 ``(H, W)``: uint8 as stored, or float32 HU through the window."""
     pixels = scan.slices[index]
-    if scan.unit == "grey":
+    if pixels.dtype == np.uint8:
         return pixels
-    low, high = settings.window_low, settings.window_high
+    low, high = (0.0, WHITE) if scan.unit == "grey" else (settings.window_low, settings.window_high)
     pixels = np.nan_to_num(pixels, copy=False, nan=low, posinf=low, neginf=low)
     np.clip(pixels, low, high, out=pixels)
     pixels -= low

@@ -11,10 +11,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from cov3d.config import Reading
 from cov3d.console import few
 from cov3d.errors import ScanError
-from cov3d.scans.scan import FORMS, LARGEST_SIDE, MOST_SLICES, Scan, SliceError, check_loss, check_regular, look_of
+from cov3d.scans.boundary import check_regular, look_of, patiently
+from cov3d.scans.scan import FORMS, LARGEST_SIDE, LOSS, MOST_SLICES, Flaw, Scan, SliceError, check_loss
 
+# Colour is looked for in so many slices of a scan: text burned into one stands in its neighbours, too.
+COLOUR_LOOKS = 5
+# JPEG's own loss makes grey differ from grey by a few levels.
+COLOUR_LEVELS = 16
+ORIENTATION = 0x0112  # of EXIF
 SLICE_NAME = re.compile(r"([0-9]{1,9})\.(jpe?g|png)", re.IGNORECASE | re.ASCII)
 
 
@@ -38,46 +45,47 @@ def slice_files(folder: Path) -> list[Path]:
     return [numbered[number] for number in sorted(numbered)]
 
 
-def read_slices(folder: Path) -> Scan:
+def read_slices(folder: Path, reading: Reading) -> Scan:
     """Read a folder of JPEG or PNG slices.
 
-    Slices of another size than the commonest are left out, and so are unreadable ones; both are said in ``warnings``.
+    Slices of another size than the commonest are left out, and so are unreadable ones; both are said.
     Gaps in the numbering are no gaps in the body (COV19-CT-DB has them everywhere) and are only said.
 
     Raises:
-        ScanError: no slices, one number twice, too many slices, more than a tenth of them unreadable.
+        ScanError: no slices, one number twice, too many slices, more than a tenth of them unreadable or odd; for a strict
+            reading, one of them; or a reading that takes 8-bit slices for HU.
     """
     files = slice_files(folder)
     if not files:
         raise ScanError(folder, f"no scan found (looked for {FORMS})")
     if len(files) > MOST_SLICES:
         raise ScanError(folder, f"{len(files)} slices are more than {MOST_SLICES}; is this one scan?")
-    sizes: dict[int, tuple[int, int]] = {}
-    causes: dict[int, str] = {}
-    for index, path in enumerate(files):
-        try:
-            sizes[index] = _size(path)
-        except SliceError as error:
-            causes[index] = f"{path.name} {error.cause}"
+    if reading.range == "hu":
+        raise ScanError(folder, "8-bit slices hold grey levels, not HU; leave --range at auto for them")
+    looks, causes = _look_at_all(files)
+    sizes = Counter(look.size for look in looks.values())
     first_cause = next(iter(causes.values()), "")
     check_loss(folder, len(causes), len(files), first_cause)
-    counts = Counter(sizes.values())
-    common = max(counts, key=lambda size: (counts[size], size))
-    kept = [index for index, size in sizes.items() if size == common]
-    warnings = _gap_warning(files)
+    common = max(sizes, key=lambda size: (sizes[size], size))
+    kept = [index for index, look in looks.items() if look.size == common]
+    odd = [files[index].name for index in looks if looks[index].size != common]
+    check_loss(folder, len(odd), len(files), f"not {common[0]}×{common[1]} as the others: {few(odd)}")
+    flaws = _gaps(files)
     if causes:
-        warnings.append(f"{len(causes)} of {len(files)} slices unreadable and left out ({first_cause})")
-    if len(kept) < len(sizes):
-        warnings.append(_size_warning(counts, common, [files[i].name for i in sizes if i not in kept]))
-    if len(kept) == 1:
-        warnings.append("only 1 slice: the volume is constant along depth")
+        flaws.append(Flaw(LOSS, f"{len(causes)} of {len(files)} slices unreadable and left out ({first_cause})"))
+    if odd:
+        text = f"{len(odd)} of {len(looks)} slices left out: not {common[0]}×{common[1]} as the others ({few(odd)})"
+        flaws.append(Flaw(LOSS, text))
+    flaws += _colour([files[index] for index in kept])
     return Scan(
         source=folder,
         slices=SliceFiles([files[index] for index in kept], common),
         unit="grey",
-        warnings=tuple(warnings),
+        warnings=tuple(_warnings(folder, [looks[index] for index in kept])),
+        flaws=tuple(flaws),
+        reading=reading,
         positions=np.asarray(kept, dtype=float),
-        listed=len(files) - (len(sizes) - len(kept)),
+        listed=len(files) - len(odd),
     )
 
 
@@ -115,11 +123,32 @@ def decode(path: Path) -> np.ndarray:
         raise SliceError(0, cause) from error
 
 
-def _size(path: Path) -> tuple[int, int]:
-    """``(W, H)`` from the header alone."""
+@dataclass(frozen=True)
+class _Look:
+    """What a slice's header says, its pixels not yet decoded."""
+
+    size: tuple[int, int]  # (W, H)
+    mode: str
+    turned: bool  # by EXIF
+
+
+def _look_at_all(files: Sequence[Path]) -> tuple[dict[int, _Look], dict[int, str]]:
+    """What every slice's header says, and why the others cannot be read, by their place in ``files``."""
+    looks: dict[int, _Look] = {}
+    causes: dict[int, str] = {}
+    for index, path in enumerate(files):
+        try:
+            looks[index] = _look(path)
+        except SliceError as error:
+            causes[index] = f"{path.name} {error.cause}"
+    return looks, causes
+
+
+def _look(path: Path) -> _Look:
     try:
         with _open(path) as image:
-            return image.size
+            turned = "exif" in image.info and image.getexif().get(ORIENTATION, 1) != 1
+            return _Look(image.size, image.mode, turned)
     except SliceError:
         raise
     except Exception as error:
@@ -129,7 +158,7 @@ def _size(path: Path) -> tuple[int, int]:
 def _open(path: Path) -> Image.Image:
     try:
         check_regular(path)
-        image = Image.open(path, formats=("JPEG", "PNG"))
+        image = patiently(lambda: Image.open(path, formats=("JPEG", "PNG")))
     except ScanError as error:
         raise SliceError(0, error.cause) from error
     except UnidentifiedImageError as error:
@@ -153,12 +182,38 @@ def _grey(image: Image.Image) -> Image.Image:
     raise SliceError(0, f"has pixels of kind {image.mode}; export slices as 8-bit grey, or give NIfTI")
 
 
-def _gap_warning(files: Sequence[Path]) -> list[str]:
+def _gaps(files: Sequence[Path]) -> list[Flaw]:
     numbers = [int(path.stem) for path in files]
     missing = numbers[-1] - numbers[0] + 1 - len(numbers)
-    return [f"{missing} slice numbers missing between {numbers[0]} and {numbers[-1]}"] if missing else []
+    text = f"{missing} slice numbers missing between {numbers[0]} and {numbers[-1]}"
+    return [Flaw(LOSS, text)] if missing else []
 
 
-def _size_warning(counts: Counter, common: tuple[int, int], odd: Sequence[str]) -> str:
-    total = sum(counts.values())
-    return f"{len(odd)} of {total} slices left out: not {common[0]}×{common[1]} as the others ({few(odd)})"
+def _warnings(folder: Path, looks: Sequence[_Look]) -> list[str]:
+    """What is to be said of slices that are read all the same."""
+    warnings = []
+    if len(looks) == 1:
+        warnings.append("only 1 slice: the volume is constant along depth")
+    if any(look.mode in ("LA", "RGBA", "PA") for look in looks):
+        warnings.append("slices have an alpha channel, which was left out")
+    if any(look.turned for look in looks):
+        warnings.append("EXIF says that slices are turned; read as they are stored")
+    within = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and slice_files(path)]
+    if within:
+        warnings.append(f"its sub-folders hold other scans ({few(within)})")
+    return warnings
+
+
+def _colour(files: Sequence[Path]) -> list[Flaw]:
+    """Whether slices coded as RGB are not grey, as where lesions or text were painted over them; told from a few."""
+    most = 0
+    for path in {files[k * (len(files) - 1) // (COLOUR_LOOKS - 1)]: None for k in range(COLOUR_LOOKS)}:
+        try:
+            with _open(path) as image:
+                if image.mode == "RGB":
+                    pixels = np.asarray(image).astype(np.int16)
+                    most = max(most, int((pixels.max(2) - pixels.min(2)).max()))
+        except Exception:  # unreadable slices are counted where they are decoded
+            continue
+    text = f"slices are not grey: their channels differ by up to {most} levels; read as their luminance"
+    return [Flaw(LOSS, text)] if most > COLOUR_LEVELS else []

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from cov3d.config import Machine, Preprocessing, from_dict, to_dict
-from cov3d.scans.preprocess import preprocess_with_warnings
+from cov3d.config import Machine, Preprocessing, Reading, from_dict, to_dict
+from cov3d.scans.fingerprint import check_unchanged, stat_fingerprint
+from cov3d.scans.preprocess import prepare
 from cov3d.scans.read import read
 from cov3d.scans.workers import each
 
@@ -27,9 +28,12 @@ class Tensors:
     error: str
 
 
-def read_tensors(paths: Sequence[Path], wanted: Sequence[Preprocessing], machine: Machine) -> Iterator[Tensors]:
+def read_tensors(
+    paths: Sequence[Path], wanted: Sequence[Preprocessing], reading: Reading, machine: Machine
+) -> Iterator[Tensors]:
     """Read and preprocess scans in worker processes; they come in the order in which they are ready."""
-    jobs = [{"path": str(path), "settings": [to_dict(settings) for settings in wanted]} for path in paths]
+    ways = {"reading": to_dict(reading), "settings": [to_dict(settings) for settings in wanted]}
+    jobs = [{"path": str(path), **ways} for path in paths]
     for outcome in each(make_tensors, jobs, machine.processes, machine.timeout):
         arrays = tuple(
             np.frombuffer(bytearray(part), np.uint8).reshape(1, *settings.shape)
@@ -44,10 +48,13 @@ def read_tensors(paths: Sequence[Path], wanted: Sequence[Preprocessing], machine
 def make_tensors(job: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
     """Preprocess one scan in every way that is wanted. Runs in a worker."""
     begin = time.monotonic()
-    scan = read(job["path"])
-    parts, warnings = [], {}
+    path = Path(job["path"])
+    before = stat_fingerprint(path)
+    scan = read(path, from_dict(Reading, job["reading"], "job"))
+    parts, remarks = [], {}
     for settings in job["settings"]:
-        array, said = preprocess_with_warnings(scan, from_dict(Preprocessing, settings, "job"))
+        array, prepared = prepare(scan, from_dict(Preprocessing, settings, "job"))
         parts.append(array.tobytes())
-        warnings.update(dict.fromkeys(said))
-    return {"warnings": list(warnings), "seconds": time.monotonic() - begin}, parts
+        remarks.update(dict.fromkeys(prepared.remarks))
+    check_unchanged(path, before)
+    return {"warnings": list(remarks), "seconds": time.monotonic() - begin}, parts

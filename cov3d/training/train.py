@@ -65,7 +65,7 @@ def train(
     check_trainable(wanted, settings.task)
     folder = check_run_folder(Path(output_dir or f"outputs/{settings.task}"), overwrite)
     network = start_network(settings, device)
-    filled = fill_cache(wanted.rows, settings.preprocessing, cache, machine)
+    filled = fill_cache(wanted.rows, settings.preprocessing, cache, machine, settings.reading)
     split = wanted.only(filled.entries)
     notes = [*study.warnings, *unused(study.rows, wanted), *check_trainable(split, settings.task)]
     for note in notes + _failed(filled):

@@ -12,6 +12,7 @@ import pytest
 from conftest import smooth_volume, write_nifti
 
 from cov3d import Preprocessing, preprocess, read
+from cov3d.config import Reading
 from cov3d.errors import ScanError
 
 ORIENTATIONS = [
@@ -30,7 +31,7 @@ def test_every_orientation_gives_the_same_voxels(tmp_path: Path, codes: str):
     scan = read(write_nifti(tmp_path / "scan.nii", hu, codes=codes))
     np.testing.assert_array_equal(scan.voxels, hu)
     assert scan.spacing == pytest.approx((2.0, 0.8, 0.8))
-    assert (scan.unit, scan.warnings) == ("HU", ())
+    assert (scan.unit, scan.remarks) == ("HU", ())
 
 
 def test_there_are_48_orientations():
@@ -103,7 +104,7 @@ def test_nan_and_infinite_voxels_become_black_with_a_warning(tmp_path: Path):
     hu = hounsfield().astype(np.float32)
     hu[5, 5, 5:8] = np.nan, np.inf, -np.inf
     scan = read(write_nifti(tmp_path / "scan.nii.gz", hu))
-    assert scan.warnings == ("3 voxels are NaN or infinite and were made black",)
+    assert scan.remarks == ("3 voxels are NaN or infinite and were made black",)
     black = hu.copy()
     black[5, 5, 5:8] = -1150
     same = read(write_nifti(tmp_path / "black.nii.gz", black))
@@ -120,7 +121,7 @@ def test_too_many_nan_voxels_fail_the_scan(tmp_path: Path):
 
 def test_values_that_are_not_hu_are_said_to_be_none(tmp_path: Path):
     scan = read(write_nifti(tmp_path / "mask.nii", (hounsfield() > 0).astype(np.uint8)))
-    assert "values 0…1 do not look like HU" in scan.warnings[0]
+    assert "values 0…1 do not look like HU" in scan.remarks[0]
 
 
 FAULTS = {
@@ -182,13 +183,14 @@ def turned(degrees: float, shear: float = 0.0) -> np.ndarray:
 def test_oblique_scans_are_read_along_the_nearest_axes_with_a_warning(tmp_path: Path):
     for degrees, warned in ((10, False), (30, True)):
         nib.save(nib.Nifti1Image(hounsfield(), turned(degrees)), tmp_path / "scan.nii")
-        assert any(f"{degrees} degrees off" in warning for warning in read(tmp_path / "scan.nii").warnings) == warned
+        assert any(f"{degrees} degrees off" in warning for warning in read(tmp_path / "scan.nii").remarks) == warned
 
 
-def test_a_sheared_scan_is_refused(tmp_path: Path):
+def test_a_sheared_scan_is_refused_or_read_as_it_is(tmp_path: Path):
     nib.save(nib.Nifti1Image(hounsfield(), turned(0, shear=0.3)), tmp_path / "scan.nii")
-    with pytest.raises(ScanError, match="not at right angles"):
+    with pytest.raises(ScanError, match=r"16\.7 degrees off right angles.*say --allow-gaps"):
         read(tmp_path / "scan.nii")
+    assert "degrees off right angles" in read(tmp_path / "scan.nii", Reading(allow_gaps=True)).remarks[0]
 
 
 def test_an_unknown_orientation_is_said(tmp_path: Path):
@@ -198,7 +200,7 @@ def test_an_unknown_orientation_is_said(tmp_path: Path):
     bare = nib.Nifti1Image(data, None)
     bare.header.set_zooms((0.8, 0.8, 2))
     nib.save(bare, tmp_path / "bare.nii")
-    assert any("orientation unknown" in warning for warning in read(tmp_path / "bare.nii").warnings)
+    assert any("orientation unknown" in warning for warning in read(tmp_path / "bare.nii").remarks)
 
 
 def test_what_stands_in_a_header_does_not_reach_the_error(tmp_path: Path):

@@ -12,7 +12,7 @@ from scipy.interpolate import CubicSpline
 
 from cov3d import Preprocessing, preprocess, read
 from cov3d.errors import SettingError
-from cov3d.scans.preprocess import preprocess_with_warnings
+from cov3d.scans.preprocess import prepare
 from cov3d.scans.spline import add_band, spline_matrix
 
 
@@ -91,15 +91,15 @@ def test_bands_lose_nothing(slices: int):
 
 def test_a_scan_of_one_slice_is_constant_and_says_so(tmp_path: Path):
     volume = smooth_volume(1, 32)
-    tensor, warnings = preprocess_with_warnings(read(write_slices(tmp_path / "scan", volume)), Preprocessing(width=32))
+    tensor, scan = prepare(read(write_slices(tmp_path / "scan", volume)), Preprocessing(width=32))
     np.testing.assert_array_equal(tensor[0], np.repeat(volume, 16, 0))
-    assert warnings == ("only 1 slice: the volume is constant along depth",)
+    assert scan.remarks == ("only 1 slice: the volume is constant along depth",)
 
 
 def test_a_black_scan_is_said_to_be_blank(tmp_path: Path):
     folder = write_slices(tmp_path / "scan", np.zeros((10, 32, 32), np.uint8))
-    _, warnings = preprocess_with_warnings(read(folder), Preprocessing(width=32))
-    assert warnings == ("blank: the scan shows no structure",)
+    _, scan = prepare(read(folder), Preprocessing(width=32))
+    assert scan.remarks == ("blank: the scan shows no structure",)
 
 
 @pytest.mark.parametrize("width", [0, -2, 15, 4096])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from conftest import smooth_volume, write_slices
 from PIL import Image
 
 from cov3d import Preprocessing, preprocess, read
+from cov3d.config import Reading
 from cov3d.errors import ScanError
 
 
@@ -19,7 +21,7 @@ def test_slices_come_in_integer_order_with_gaps(tmp_path: Path):
     folder = write_slices(tmp_path / "scan", volume, [1, 2, 10, 1201])
     scan = read(folder)
     assert [int(pixels[0, 0]) for pixels in scan.slices] == [1, 2, 10, 120]
-    assert "1197 slice numbers missing" in scan.warnings[0]
+    assert "1197 slice numbers missing" in scan.remarks[0]
 
 
 def test_foreign_files_are_not_slices(tmp_path: Path):
@@ -67,7 +69,7 @@ def test_slices_of_another_size_are_left_out_and_named(tmp_path: Path):
     Image.new("L", (30, 40)).save(folder / "7.png")
     scan = read(folder)
     assert len(scan.slices) == 19
-    assert scan.warnings == ("1 of 20 slices left out: not 48×48 as the others (7.png)",)
+    assert scan.remarks == ("1 of 20 slices left out: not 48×48 as the others (7.png)",)
 
 
 DAMAGE = {
@@ -87,8 +89,8 @@ def test_a_damaged_slice_is_left_out_and_named(tmp_path: Path, damage: str):
     (folder / "7.jpg").write_bytes(content)
     scan = read(folder)
     assert len(scan.slices) == 19
-    assert "1 of 20 slices unreadable and left out (7.jpg" in scan.warnings[0]
-    assert cause in scan.warnings[0]
+    assert "1 of 20 slices unreadable and left out (7.jpg" in scan.remarks[0]
+    assert cause in scan.remarks[0]
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.999])
@@ -143,7 +145,7 @@ def test_a_pipe_does_not_hang(tmp_path: Path):
     folder = write_slices(tmp_path / "scan", smooth_volume(slices=20))
     (folder / "7.png").unlink()
     os.mkfifo(folder / "7.png")
-    assert "not an ordinary file" in read(folder).warnings[0]
+    assert "not an ordinary file" in read(folder).remarks[0]
 
 
 def test_exif_orientation_is_ignored(tmp_path: Path):
@@ -156,3 +158,86 @@ def test_exif_orientation_is_ignored(tmp_path: Path):
             image.save(folder / f"{k}.jpg", exif=exif, quality="keep")
     as_stored = [np.asarray(Image.open(folder / f"{k}.jpg")) for k in range(3)]
     np.testing.assert_array_equal(read(folder).voxels, as_stored)
+    assert read(folder).remarks == ("EXIF says that slices are turned; read as they are stored",)
+
+
+STRICT = Reading(strict=True)
+
+
+def test_a_strict_reading_refuses_what_is_else_left_out(tmp_path: Path):
+    def littered(name: str) -> Path:
+        return write_slices(tmp_path / name, smooth_volume(slices=20), suffix=".jpg")
+
+    assert read(littered("clean"), STRICT).remarks == ()
+    (littered("unreadable") / "7.jpg").write_bytes(b"")
+    (littered("missing") / "7.jpg").unlink()
+    Image.new("L", (30, 40)).save(littered("odd") / "7.jpg")
+    cut = littered("cut") / "7.jpg"
+    cut.write_bytes(cut.read_bytes()[:-40])
+    for name, cause in (
+        ("unreadable", "empty"),
+        ("missing", "1 slice numbers"),
+        ("odd", "not 48×48"),
+        ("cut", "trunc"),
+    ):
+        preprocess(read(tmp_path / name), Preprocessing(width=16))
+        with pytest.raises(ScanError, match=f"{cause}.*--strict"):
+            preprocess(read(tmp_path / name, STRICT), Preprocessing(width=16))
+
+
+def test_more_than_a_tenth_of_another_size_fails_the_scan(tmp_path: Path):
+    folder = write_slices(tmp_path / "scan", smooth_volume(slices=20))
+    for k in range(3):
+        Image.new("L", (30, 40)).save(folder / f"{k}.png")
+    with pytest.raises(ScanError, match=r"3 of 20 slices.*not 48×48"):
+        read(folder)
+
+
+def test_colour_in_a_slice_is_said(tmp_path: Path):
+    volume = smooth_volume(slices=9)
+    folder = write_slices(tmp_path / "scan", volume, suffix=".jpg", mode="RGB")
+    assert read(folder).remarks == ()
+    painted = np.repeat(volume[4][..., None], 3, 2)
+    painted[10:20, 10:20] = 255, 0, 0
+    Image.fromarray(painted).save(folder / "4.jpg", quality=95)
+    assert "slices are not grey: their channels differ by up to 2" in read(folder).remarks[0]
+    with pytest.raises(ScanError, match="not grey"):
+        read(folder, STRICT)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_an_alpha_channel_is_said(tmp_path: Path, mode: str):
+    assert "alpha" in read(write_slices(tmp_path / "scan", smooth_volume(slices=3), mode=mode)).remarks[0]
+
+
+def test_scans_within_a_scan_are_said(tmp_path: Path):
+    outer = write_slices(tmp_path / "a", smooth_volume(slices=3))
+    write_slices(outer / "b", smooth_volume(slices=3))
+    assert read(outer).remarks == ("its sub-folders hold other scans (b)",)
+
+
+def test_slices_beside_a_volume_are_ambiguous(tmp_path: Path):
+    folder = write_slices(tmp_path / "a", smooth_volume(slices=3))
+    (folder / "mask.nii.gz").write_bytes(b"")
+    with pytest.raises(ScanError, match=r"0\.png, …\) beside mask\.nii\.gz: which is the scan"):
+        read(folder)
+
+
+def test_eight_bits_are_not_taken_for_hu(tmp_path: Path):
+    with pytest.raises(ScanError, match="grey levels, not HU"):
+        read(write_slices(tmp_path / "a", smooth_volume(slices=3)), Reading(range="hu"))
+
+
+def test_a_drive_that_hiccups_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = write_slices(tmp_path / "a", smooth_volume(slices=3))
+    real, failures = Image.open, [errno.EIO, errno.ESTALE]
+
+    def open_(*values, **named):
+        if failures:
+            raise OSError(failures.pop(), "hiccup")
+        return real(*values, **named)
+
+    monkeypatch.setattr("cov3d.scans.boundary.PAUSES", (0, 0, 0))
+    monkeypatch.setattr(Image, "open", open_)
+    assert read(folder).remarks == ()
+    assert not failures
