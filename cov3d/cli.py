@@ -127,7 +127,9 @@ def phantom(
     messages: Messages,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder for the study.")],
     scans: Annotated[int, typer.Option(help="How many scans.")] = 60,
-    format: Annotated[Literal["jpeg", "nifti"], typer.Option(help="Form of the scans.")] = "jpeg",
+    format: Annotated[
+        Literal["jpeg", "nifti", "dicom", "mha", "nrrd"], typer.Option(help="Form of the scans.")
+    ] = "jpeg",
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same study.")] = 0,
     labels: Annotated[Literal["true", "random"], typer.Option(help="random: labels that say nothing.")] = "true",
     size: Annotated[int, typer.Option(help="Width and height of a slice, in pixels.", min=32, max=512)] = 128,

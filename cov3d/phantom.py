@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import gzip
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.random import Generator
 
 from cov3d import console
-from cov3d.chest import SMALLEST, Chest, draw
-from cov3d.commit import TEMPORARY_PREFIX, commit, commit_json, commit_text
-from cov3d.config import Preprocessing
+from cov3d.chest import SMALLEST, draw
+from cov3d.commit import TEMPORARY_PREFIX, commit_json, commit_text
 from cov3d.errors import Cov3dError, SettingError
+from cov3d.forms import FORMS, Form
 from cov3d.labels import PRESENCE, SEVERITY, SEVERITY_TABLES
 
-WINDOW = (Preprocessing.window_low, Preprocessing.window_high)  # HU of grey 0 and 255
 SLICES = (40, 64)  # a scan of a study has so many, whatever its class
 RECORD = "phantom.json"  # tells a drawn study from a patients' one, which is never overwritten
+PLACE = re.compile(rf"({'|'.join(SEVERITY_TABLES)})/({'|'.join(PRESENCE)})/ct_scan_?[0-9]+")  # of a scan in the study
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class _Plan:
 def write_study(
     folder: str | Path,
     scans: int = 60,
-    format: Literal["jpeg", "nifti"] = "jpeg",
+    format: Literal["jpeg", "nifti", "dicom", "mha", "nrrd"] = "jpeg",
     seed: int = 0,
     labels: Literal["true", "random"] = "true",
     size: int = 128,
@@ -59,7 +57,7 @@ def write_study(
         Cov3dError: the folder is not empty; or, with ``overwrite``, it holds a study that was not drawn.
     """
     _check(scans, format, seed, labels, size, validation, annotated)
-    folder = Path(folder)
+    folder, form = Path(folder), FORMS[format]
     _make_room(folder, overwrite)
     plans = _name(_plan(seed, scans, validation, annotated, labels), seed)
     settings = {"scans": scans, "format": format, "seed": seed, "labels": labels, "size": size}
@@ -69,7 +67,7 @@ def write_study(
         for index, plan in enumerate(plans, 1):  # numpy takes [s, 0] for s
             rng = np.random.default_rng([seed, index])
             chest = draw([seed, index], plan.drawn, size, int(rng.integers(*SLICES, endpoint=True)))
-            WRITERS[format](folder / plan.path, chest, rng)
+            form.write(folder / f"{plan.path}{form.suffix}", chest.hu, chest.spacing, rng)
             name = Path(plan.path).name
             if plan.annotated:
                 tables[plan.partition].append(f"{name};{plan.said}")
@@ -81,8 +79,8 @@ def write_study(
 
 def _check(scans: int, format: str, seed: int, labels: str, size: int, validation: float, annotated: float) -> None:
     held_out = round(scans * validation) if 0 < validation < 1 else 0
-    if format not in WRITERS:
-        raise SettingError(f"--format {format!r} is not one of {', '.join(WRITERS)}")
+    if format not in FORMS:
+        raise SettingError(f"--format {format!r} is not one of {', '.join(FORMS)}")
     if labels not in ("true", "random"):
         raise SettingError(f"--labels {labels!r} is not one of true, random")
     if seed < 0:
@@ -115,6 +113,9 @@ def _make_room(folder: Path, overwrite: bool) -> None:
         raise Cov3dError(f"{foreign[0]} was not drawn by cov3d, so nothing is overwritten; name a new folder")
     for path in drawn:
         path.unlink()
+    for place in {path.parent for path in drawn}:  # an empty folder would be a scan without slices
+        if not any(place.iterdir()):
+            place.rmdir()
 
 
 def _drawn_files(folder: Path) -> set[Path]:
@@ -124,15 +125,24 @@ def _drawn_files(folder: Path) -> set[Path]:
         Cov3dError: there is no such record, so whatever lies there is somebody's.
     """
     try:
-        drawn = list(json.loads((folder / RECORD).read_text(encoding="utf-8"))["drawn"])
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        form, drawn = FORMS[record["format"]], record["drawn"]
+        if not all(map(PLACE.fullmatch, drawn)):
+            raise ValueError("places that no study has")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Cov3dError(f"{folder} was not drawn by cov3d, so nothing is overwritten; name a new folder") from error
-    files = {folder / table for table in SEVERITY_TABLES.values() if (folder / table).exists()}
+    files = {folder / table for table in SEVERITY_TABLES.values()}
     for place in drawn:
-        scan = folder / place
-        files |= {path for path in scan.glob("*.jpg") if path.stem.isdecimal()}
-        files |= {path for path in [scan.with_name(f"{scan.name}.nii.gz")] if path.exists()}
-    return files
+        files |= _files_of(folder / place, form)
+    return {path for path in files if path.is_file()}
+
+
+def _files_of(scan: Path, form: Form) -> set[Path]:
+    """The files that a scan was drawn into, and what a killed run left beside them."""
+    if form.suffix:
+        return {scan.with_name(f"{scan.name}{form.suffix}")}
+    ours = re.compile(f"{form.members}|{re.escape(TEMPORARY_PREFIX)}.*")
+    return {path for path in scan.glob("*") if ours.fullmatch(path.name)}
 
 
 def _plan(seed: int, scans: int, validation: float, annotated: float, labels: str) -> list[_Plan]:
@@ -163,29 +173,3 @@ def _name(plans: Sequence[_Plan], seed: int) -> list[_Plan]:
         named.append(replace(plan, path=f"{group}/ct_scan{'_' if rng.random() < 0.8 else ''}{numbers[group]}"))
         numbers[group] += 1
     return named
-
-
-def _write_jpeg(path: Path, chest: Chest, rng: Generator) -> None:
-    """A folder of windowed slices, RGB-coded grey as in COV19-CT-DB, whose numbers begin anywhere."""
-    from PIL import Image
-
-    low, high = WINDOW
-    grey = np.rint(np.clip((chest.hu - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-    first = rng.choice((0, 1, int(rng.integers(2, 90))))
-    for number, pixels in enumerate(grey, int(first)):
-        image = Image.fromarray(pixels).convert("RGB")
-        commit(path / f"{number}.jpg", partial(image.save, format="JPEG", quality=95))
-
-
-def _write_nifti(path: Path, chest: Chest, rng: Generator) -> None:
-    """One file in HU, whose axes point Right, Anterior, Superior: each against ours."""
-    import nibabel
-
-    voxels = chest.hu.transpose()[::-1, ::-1, ::-1]
-    affine = np.diag((*chest.spacing[::-1], 1.0))
-    affine[:3, 3] = affine[:3, :3] @ (np.array(voxels.shape) - 1) / -2  # the origin amid the chest
-    data = gzip.compress(nibabel.Nifti1Image(voxels, affine).to_bytes(), compresslevel=4, mtime=0)
-    commit(path.with_name(f"{path.name}.nii.gz"), lambda file: file.write(data))
-
-
-WRITERS: dict[str, Callable[[Path, Chest, Generator], None]] = {"jpeg": _write_jpeg, "nifti": _write_nifti}

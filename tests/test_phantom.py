@@ -1,11 +1,15 @@
-"""Drawn chests look like chests, and drawn studies like COV19-CT-DB."""
+"""Drawn chests look like chests, are the same in every form, and drawn studies are laid out as COV19-CT-DB."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
+import shutil
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import nibabel
 import numpy as np
@@ -14,6 +18,7 @@ from PIL import Image
 
 from cov3d.chest import SHARES, Chest, draw
 from cov3d.errors import Cov3dError, SettingError
+from cov3d.forms import FORMS, WINDOW, write_dicom
 from cov3d.phantom import SLICES, write_study
 
 SEEDS = range(6)
@@ -28,6 +33,18 @@ def chest(seed: int, severity: int = 0, size: int = 64) -> Chest:
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_study(tmp_path_factory.mktemp("study"), scans=36, seed=3, size=32)
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A small study in a form, drawn once, to look at and to copy."""
+    return cache(lambda form: write_study(tmp_path_factory.mktemp(form), 8, form, seed=1, size=32))
+
+
+@pytest.fixture
+def copied(once: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of the small study in a form, to do with as one likes."""
+    return lambda form: shutil.copytree(once(form), tmp_path / "copy")
 
 
 def scans_of(study: Path) -> list[Path]:
@@ -45,8 +62,9 @@ def table_of(study: Path, partition: str) -> list[tuple[str, int]]:
     return [(name, int(category)) for name, category in rows[1:]]
 
 
-def bytes_of(study: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(study)): path.read_bytes() for path in study.rglob("*") if path.is_file()}
+def bytes_of(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
 def share(drawn: Chest) -> float:
@@ -191,6 +209,184 @@ def test_impossible_chests_are_refused(wrong: dict[str, int]) -> None:
         draw(0, **{"severity": 1, **wrong})
 
 
+# The forms
+
+Read = tuple[np.ndarray, tuple[float, ...], np.ndarray]  # HU (D, H, W), spacing in mm, where the middle is in mm
+SPACING = (2.5, 0.7, 0.9)
+
+
+@cache
+def narrow() -> np.ndarray:
+    """HU of a chest whose sides all differ."""
+    return chest(0, 2).hu[:, 5:58].copy()
+
+
+def write(form: str, folder: Path, hu: np.ndarray | None = None, seed: int = 0) -> Path:
+    path = folder / f"scan{FORMS[form].suffix}"
+    assert FORMS[form].write(path, narrow() if hu is None else hu, SPACING, seed) == path
+    return path
+
+
+def with_nibabel(path: Path) -> Read:
+    image = nibabel.load(path)
+    wanted = nibabel.orientations.axcodes2ornt("IPL")
+    turned = image.as_reoriented(nibabel.orientations.ornt_transform(nibabel.io_orientation(image.affine), wanted))
+    middle = turned.affine[:3] @ [*(np.array(turned.shape) - 1) / 2, 1]
+    return np.asarray(turned.dataobj), turned.header.get_zooms(), middle
+
+
+def with_highdicom(path: Path) -> Read:
+    import highdicom
+
+    volume = highdicom.get_volume_from_series(datasets(path)).to_patient_orientation("FPL")
+    return volume.array, volume.spacing, np.array(volume.center_position)
+
+
+def with_simpleitk(path: Path) -> Read:
+    import SimpleITK
+
+    files: object = str(path)
+    if path.is_dir():
+        files = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(path))
+    image = SimpleITK.DICOMOrient(SimpleITK.ReadImage(files), "LPI")
+    middle = image.TransformContinuousIndexToPhysicalPoint([(size - 1) / 2 for size in image.GetSize()])
+    return SimpleITK.GetArrayFromImage(image), image.GetSpacing()[::-1], np.array(middle)
+
+
+def datasets(path: Path) -> list:
+    """The series' datasets, in the order of their files' names."""
+    import pydicom
+
+    return [pydicom.dcmread(file) for file in sorted(path.iterdir())]
+
+
+def heights(path: Path) -> np.ndarray:
+    """Where the slices lie, in mm to the head, in the order of their files' names."""
+    return np.array([float(dataset.ImagePositionPatient[2]) for dataset in datasets(path)])
+
+
+@pytest.mark.parametrize(
+    ("form", "reader"),
+    [
+        ("nifti", with_nibabel),
+        ("nifti", with_simpleitk),
+        ("dicom", with_highdicom),
+        ("dicom", with_simpleitk),
+        ("mha", with_simpleitk),
+        ("nrrd", with_simpleitk),
+    ],
+)
+def test_a_chest_read_from_any_form_by_others_is_the_one_that_was_drawn(
+    form: str, reader: Callable[[Path], Read], tmp_path: Path
+) -> None:
+    hu, spacing, middle = reader(write(form, tmp_path))
+    assert np.array_equal(hu, narrow())
+    assert spacing == pytest.approx(SPACING, rel=1e-6)
+    assert middle == pytest.approx([0, 0, 0], abs=1e-4)
+
+
+def test_jpeg_pixels_are_the_windowed_hu(tmp_path: Path) -> None:
+    pixels = np.stack([np.asarray(Image.open(s).convert("L"), np.float64) for s in slices_of(write("jpeg", tmp_path))])
+    low, high = WINDOW
+    grey = np.clip((narrow() - low) / (high - low) * 255, 0, 255)
+    assert pixels.shape == grey.shape
+    assert np.abs(pixels - grey).mean() < 2
+    assert np.abs(pixels - grey).max() < 24
+
+
+def test_nifti_axes_point_to_right_anterior_superior(tmp_path: Path) -> None:
+    assert nibabel.aff2axcodes(nibabel.load(write("nifti", tmp_path)).affine) == ("R", "A", "S")
+
+
+@pytest.mark.parametrize("form", ["mha", "nrrd"])
+def test_itks_forms_are_compressed_with_axes_to_left_posterior_superior(form: str, tmp_path: Path) -> None:
+    import SimpleITK
+
+    path = write(form, tmp_path)
+    image = SimpleITK.ReadImage(str(path))
+    assert image.GetDirection() == (1, 0, 0, 0, 1, 0, 0, 0, 1)
+    assert image.GetPixelID() == SimpleITK.sitkInt16
+    assert path.stat().st_size < 0.9 * narrow().nbytes
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_same_seed_writes_a_form_in_the_same_bytes(form: str, tmp_path: Path) -> None:
+    first, second = (bytes_of(write(form, tmp_path / name, seed=4)) for name in "ab")
+    assert first == second
+    assert sum(map(len, first.values())) > 10_000
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_disk_that_is_full_leaves_nothing_behind(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cov3d.commit.os.fsync", full)
+    with pytest.raises(Cov3dError, match="No space left"):
+        write(form, tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_knows_the_files_that_it_writes(form: str, tmp_path: Path) -> None:
+    path = write(form, tmp_path)
+    if path.is_dir():
+        assert all(re.fullmatch(FORMS[form].members, file.name) for file in path.iterdir())
+        assert len(list(path.iterdir())) == len(narrow())
+    else:
+        assert [file.name for file in tmp_path.iterdir()] == [f"scan{FORMS[form].suffix}"]
+
+
+def test_dicom_file_names_tell_nothing_of_the_order(tmp_path: Path) -> None:
+    ranks = np.argsort(np.argsort(heights(write("dicom", tmp_path))))
+    assert abs(np.corrcoef(ranks, np.arange(len(ranks)))[0, 1]) < 0.5
+
+
+def test_dicom_instances_are_numbered_from_the_head_or_from_the_feet(tmp_path: Path) -> None:
+    ways = set()
+    for seed in range(6):
+        path = write("dicom", tmp_path / str(seed), seed=seed)
+        numbers = [int(dataset.InstanceNumber) for dataset in datasets(path)]
+        assert sorted(numbers) == list(range(1, len(narrow()) + 1))
+        ways.add(round(np.corrcoef(numbers, heights(path))[0, 1], 6))
+    assert ways == {-1, 1}
+
+
+def test_dicom_slices_are_thicker_than_they_are_apart(tmp_path: Path) -> None:
+    path = write("dicom", tmp_path)
+    assert np.diff(np.sort(heights(path))) == pytest.approx(SPACING[0])
+    assert {float(dataset.SliceThickness) for dataset in datasets(path)} == {1.25 * SPACING[0]}
+
+
+def test_a_dicom_series_is_one_ct_of_nobody_without_dates(tmp_path: Path) -> None:
+    series = datasets(write("dicom", tmp_path))
+    for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "PatientID", "PixelSpacing"):
+        assert len({str(dataset[name].value) for dataset in series}) == 1
+    assert len({dataset.SOPInstanceUID for dataset in series}) == len(series)
+    for dataset in series:
+        assert (dataset.Modality, list(dataset.ImageType)) == ("CT", ["ORIGINAL", "PRIMARY", "AXIAL"])
+        assert (dataset.PatientName, dataset.SyntheticData) == ("DRAWN^CHEST", "YES")
+        assert dataset.PatientID.startswith("DRAWN-")
+        assert (dataset.RescaleIntercept, dataset.PixelRepresentation, dataset.BitsStored) == (-1024, 0, 12)
+        assert not [element for element in dataset if element.VR in ("DA", "DT", "TM") and element.value]
+        assert all(element.value.is_valid for element in dataset if element.VR == "UI")
+
+
+def test_no_two_drawn_dicom_scans_are_of_one_patient(once: Callable[[str], Path]) -> None:
+    firsts = [datasets(scan)[0] for scan in scans_of(once("dicom"))]
+    for name in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPInstanceUID"):
+        assert len({dataset[name].value for dataset in firsts}) == len(firsts) == 8
+
+
+@pytest.mark.parametrize("beyond", [-1025, 3072])
+def test_hu_that_no_ct_holds_are_refused_with_the_numbers(beyond: int, tmp_path: Path) -> None:
+    hu = narrow().copy()
+    hu[3, 4, 5] = beyond
+    with pytest.raises(SettingError, match=rf"{beyond}.*-1024 to 3071"):
+        write_dicom(tmp_path / "scan", hu, SPACING)
+    assert not (tmp_path / "scan").exists()
+
+
 # The study
 
 
@@ -243,53 +439,47 @@ def test_slice_counts_do_not_tell_the_class(study: Path) -> None:
     assert apart < 3 * np.std(counts["covid"] + counts["non-covid"]) * np.sqrt(2 / 18)
 
 
-def test_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
-    for format in ("jpeg", "nifti"):
-        first, second = (write_study(tmp_path / f"{format}{i}", 8, format, seed=1, size=32) for i in range(2))
-        assert bytes_of(first) == bytes_of(second)
+@pytest.mark.parametrize("form", FORMS)
+def test_same_seed_writes_the_same_study(form: str, once: Callable[[str], Path], tmp_path: Path) -> None:
+    assert bytes_of(write_study(tmp_path, 8, form, seed=1, size=32)) == bytes_of(once(form))
 
 
-def test_another_seed_writes_another_study(tmp_path: Path) -> None:
-    first, second = (write_study(tmp_path / str(seed), 8, "nifti", seed=seed, size=32) for seed in (1, 2))
-    assert bytes_of(first) != bytes_of(second)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_study_has_the_same_scans_in_every_form(form: str, once: Callable[[str], Path]) -> None:
+    study, jpeg = once(form), once("jpeg")
+    names = {path.relative_to(study).as_posix().removesuffix(FORMS[form].suffix) for path in scans_of(study)}
+    assert names == {path.relative_to(jpeg).as_posix() for path in scans_of(jpeg)}
+    assert json.loads((study / "phantom.json").read_text())["format"] == form
+    assert [table_of(study, partition) for partition in TABLES] == [table_of(jpeg, partition) for partition in TABLES]
+
+
+def test_every_form_can_be_asked_for() -> None:
+    assert get_args(get_type_hints(write_study)["format"]) == tuple(FORMS)
+
+
+def test_another_seed_writes_another_study(once: Callable[[str], Path], tmp_path: Path) -> None:
+    assert bytes_of(write_study(tmp_path, 8, "nifti", seed=2, size=32)) != bytes_of(once("nifti"))
 
 
 def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **settings: object) -> dict[Path, Chest]:
-    """Write a study and keep what was drawn, by the path it went to."""
-    from cov3d import phantom
+    """Write a study and keep what was drawn, by its place."""
+    drawn: list[Chest] = []
 
-    kept: dict[Path, Chest] = {}
-    for format, write in list(phantom.WRITERS.items()):
+    def keep(*arguments: object) -> Chest:
+        drawn.append(draw(*arguments))  # type: ignore[arg-type]
+        return drawn[-1]
 
-        def keep(path: Path, drawn: Chest, rng: np.random.Generator, write=write) -> None:
-            kept[path] = drawn
-            write(path, drawn, rng)
-
-        monkeypatch.setitem(phantom.WRITERS, format, keep)
-    write_study(tmp_path / "study", **settings)  # type: ignore[arg-type]
-    return kept
+    monkeypatch.setattr("cov3d.phantom.draw", keep)
+    study = write_study(tmp_path / "study", **settings)  # type: ignore[arg-type]
+    places = json.loads((study / "phantom.json").read_text())["drawn"]
+    return {study / place: chest for place, chest in zip(places, drawn, strict=True)}
 
 
-def test_nifti_turned_to_inferior_posterior_left_is_the_drawn_chest(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    wanted = nibabel.orientations.axcodes2ornt("IPL")
+def test_each_scan_lies_where_the_record_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for path, drawn in written(monkeypatch, tmp_path, scans=8, format="nifti", size=32).items():
-        image = nibabel.load(path.with_name(path.name + ".nii.gz"))
-        assert nibabel.aff2axcodes(image.affine) == ("R", "A", "S")
-        turn = nibabel.orientations.ornt_transform(nibabel.io_orientation(image.affine), wanted)
-        turned = image.as_reoriented(turn)
-        assert np.array_equal(np.asarray(turned.dataobj), drawn.hu)
-        assert turned.header.get_zooms() == pytest.approx(drawn.spacing, rel=1e-5)
-
-
-def test_jpeg_pixels_are_the_windowed_hu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for path, drawn in written(monkeypatch, tmp_path, scans=8, size=64).items():
-        pixels = np.stack([np.asarray(Image.open(s).convert("L"), np.float64) for s in slices_of(path)])
-        grey = np.clip((drawn.hu + 1150) / 1500 * 255, 0, 255)
-        assert pixels.shape == grey.shape
-        assert np.abs(pixels - grey).mean() < 2
-        assert np.abs(pixels - grey).max() < 24
+        hu, spacing, _ = with_nibabel(path.with_name(f"{path.name}.nii.gz"))
+        assert np.array_equal(hu, drawn.hu)
+        assert spacing == pytest.approx(drawn.spacing, rel=1e-6)
 
 
 def test_true_labels_say_what_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -365,6 +555,51 @@ def test_overwriting_removes_what_was_drawn_and_refuses_where_anything_else_lies
     with pytest.raises(Cov3dError, match=r"0\.jpg was not drawn by cov3d"):
         write_study(study, scans=8, size=32, seed=2, overwrite=True)
     assert sorted(study.rglob("*")) == before
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_overwriting_leaves_nothing_of_another_form(
+    form: str, once: Callable[[str], Path], copied: Callable[[str], Path]
+) -> None:
+    other = "mha" if form == "nrrd" else "nrrd"
+    study = write_study(copied(form), 8, other, seed=1, size=32, overwrite=True)
+    assert bytes_of(study) == bytes_of(once(other))
+    assert {p.relative_to(study) for p in study.rglob("*")} == {
+        p.relative_to(once(other)) for p in once(other).rglob("*")
+    }
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_overwriting_never_takes_a_patient_that_lies_beside_the_drawn(form: str, copied: Callable[[str], Path]) -> None:
+    study = copied(form)
+    scan = scans_of(study)[0]
+    for name in ("1.2.840.113619.2.55.3.dcm", "scan.mha", "scan.nrrd", "scan.nii.gz", "a.jpg"):
+        patient = scan / name if scan.is_dir() else scan.with_name(name)
+        patient.write_bytes(b"a patient")
+        before = bytes_of(study)
+        with pytest.raises(Cov3dError, match=re.escape(f"{name} was not drawn by cov3d")):
+            write_study(study, 8, form, size=32, overwrite=True)
+        assert bytes_of(study) == before
+        patient.unlink()
+
+
+def test_overwriting_removes_what_a_killed_run_left_in_a_scan(copied: Callable[[str], Path]) -> None:
+    study = copied("dicom")
+    (scans_of(study)[0] / ".tmp-half-a-slice").touch()
+    write_study(study, 8, "mha", size=32, overwrite=True)
+    assert {path.suffix for path in scans_of(study)} == {".mha"}
+
+
+@pytest.mark.parametrize("record", [{"drawn": ["../patient"]}, {"drawn": [3]}, {"format": "bmp"}, {"format": []}])
+def test_a_record_that_no_study_has_removes_nothing(record: dict, tmp_path: Path) -> None:
+    patient = tmp_path / "patient" / "0.jpg"
+    patient.parent.mkdir()
+    patient.write_bytes(b"a patient")
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "phantom.json").write_text(json.dumps({"format": "jpeg", "drawn": [], **record}))
+    with pytest.raises(Cov3dError, match="was not drawn by cov3d"):
+        write_study(tmp_path / "study", 8, size=32, overwrite=True)
+    assert patient.read_bytes() == b"a patient"
 
 
 def test_a_folder_without_a_record_is_never_drawn_into(tmp_path: Path):

@@ -45,7 +45,7 @@ def infer(
     """
     inference, machine, reading = inference or Inference(), machine or Machine(), reading or Reading()
     output = Path(output)
-    paths = ask_scans(scans)
+    paths = ask_scans(scans, reading)
     check_output(output, resume, overwrite)
     device = pick_device(machine.device)
     if device.type == "cpu" and machine.workers is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from cov3d.config import Reading
 from cov3d.console import few, natural
 from cov3d.errors import Cov3dError, ScanError, SettingError
 from cov3d.scans.boundary import boundary, patiently
+from cov3d.scans.dicom_files import dicom_files, holds_dicom, is_dicom, split_address
 from cov3d.scans.scan import FORMS, Scan
 from cov3d.scans.slices import SLICE_NAME, read_slices, slice_files
 
@@ -47,13 +49,15 @@ def scan_name(path: Path) -> str:
 def find_scans(folder: str | Path) -> list[Path]:
     """All scans in ``folder`` and below, in natural order: each folder of slices or DICOM files, each volume file."""
     folder = Path(folder)
-    return sorted(set(_find(folder, set())), key=lambda path: natural(path.as_posix()))
+    found = _whole_studies(list(dict.fromkeys(_find(folder, set()))))
+    return sorted(found, key=lambda path: natural(path.as_posix()))
 
 
-def ask_scans(asked: Iterable[str | Path]) -> list[Path]:
+def ask_scans(asked: Iterable[str | Path], reading: Reading | None = None) -> list[Path]:
     """The scans that a user's paths mean: each path itself if it is a scan, else the scans below it.
 
-    A path that is not there, or a folder without scans, stays in the list: it fails when it is read, and costs one row.
+    With ``--series all`` each series of a DICOM scan is one. A path that is not there, or a folder without scans, stays in
+    the list: it fails when it is read, and costs one row.
 
     Raises:
         SettingError: nothing was asked for.
@@ -67,8 +71,9 @@ def ask_scans(asked: Iterable[str | Path]) -> list[Path]:
         raise Cov3dError(f"{', '.join(map(str, paths))}: no scans found (looked for {FORMS})")
     scans: dict[Path, Path] = {}
     for path in paths:
-        for scan in found[path] or [path]:
-            scans.setdefault(scan.resolve(), scan)
+        for whole in found[path] or [path]:
+            for scan in each_series(whole, reading or Reading()):
+                scans.setdefault(scan.resolve(), scan)
     return sorted(scans.values(), key=lambda path: natural(path.as_posix()))
 
 
@@ -83,16 +88,30 @@ class Form:
     files: Callable[[Path], list[Path]] = lambda path: [path]
 
 
+def each_series(path: Path, reading: Reading) -> list[Path]:
+    """The scan itself; with ``--series all``, an address (``folder#2``) for each series of a DICOM scan that has several."""
+    if reading.series != "all":
+        return [path]
+    from cov3d.scans.dicom import series_of
+
+    try:
+        with boundary(path):
+            return series_of(path) if _form(path) is DICOM else [path]
+    except ScanError:
+        return [path]  # it fails when it is read
+
+
 def _form(path: Path) -> Form:
     """The form of the scan at a path.
 
     Raises:
         ScanError: none, or two of them, so that nobody can say which is meant.
     """
+    path, series = split_address(path)
     if path.is_dir():
         return _folder_form(path)
-    form = _volume_form(path.name)
-    if form is None:
+    form = _volume_form(path)
+    if form is None or (series and form is not DICOM):
         path.stat()  # a file that is not there is said to be so
         if path.name.lower().endswith(ARCHIVES):
             raise ScanError(path, "is an archive; unpack it first")
@@ -101,18 +120,17 @@ def _form(path: Path) -> Form:
 
 
 def _folder_form(folder: Path) -> Form:
-    slices, others = slice_files(folder), _other_scans(folder)
-    if slices and others:
-        names = few([path.name for path in others])
-        raise ScanError(
-            folder, f"holds slices ({slices[0].name}, …) beside {names}: which is the scan? Keep them apart"
-        )
-    return SLICES
-
-
-def _other_scans(folder: Path) -> list[Path]:
-    entries = sorted(folder.iterdir())
-    return [path for path in entries if not path.name.startswith(".") and _volume_form(path.name) and path.is_file()]
+    """Slices, DICOM, or the only volume of a folder."""
+    entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and not path.is_dir()]
+    slices, dicom = slice_files(folder)[:1], [path for path in entries if is_dicom(path)][:1]
+    volumes = [path for path in entries if path.name.lower().endswith(tuple(VOLUMES)) and path.suffix.lower() != ".zip"]
+    if len(slices + dicom + volumes) > 1:
+        names = few([path.name for path in slices + dicom + volumes])
+        raise ScanError(folder, f"holds several scans, and nobody can say which is meant ({names}); keep them apart")
+    if volumes:
+        form = VOLUMES[next(suffix for suffix in VOLUMES if volumes[0].name.lower().endswith(suffix))]
+        return Form(lambda _, reading: form.read(volumes[0], reading), lambda _: form.files(volumes[0]))
+    return DICOM if dicom or (not slices and dicom_files(folder)) else SLICES
 
 
 def _nifti(path: Path, reading: Reading) -> Scan:
@@ -121,12 +139,42 @@ def _nifti(path: Path, reading: Reading) -> Scan:
     return read_nifti(path, reading)
 
 
+def _itk(path: Path, reading: Reading) -> Scan:
+    from cov3d.scans.itk import read_itk  # so does SimpleITK
+
+    return read_itk(path, reading)
+
+
+def _itk_files(path: Path) -> list[Path]:
+    from cov3d.scans.itk import itk_files
+
+    return itk_files(path)
+
+
+def _dicom(path: Path, reading: Reading) -> Scan:
+    from cov3d.scans.dicom import read_dicom
+
+    return read_dicom(path, reading)
+
+
 SLICES = Form(read_slices, slice_files)
-VOLUMES: dict[str, Form] = {".nii.gz": Form(_nifti), ".nii": Form(_nifti)}
+DICOM = Form(_dicom, dicom_files)
+NIFTI = Form(_nifti)
+ITK = Form(_itk, _itk_files)
+VOLUMES: dict[str, Form] = {
+    ".nii.gz": NIFTI,
+    ".nii": NIFTI,
+    ".mha": ITK,
+    ".mhd": ITK,
+    ".nrrd": ITK,
+    ".zip": DICOM,
+}
 
 
-def _volume_form(name: str) -> Form | None:
-    return next((form for suffix, form in VOLUMES.items() if name.lower().endswith(suffix)), None)
+def _volume_form(path: Path) -> Form | None:
+    """The form of a single file."""
+    name = path.name.lower()
+    return next((form for suffix, form in VOLUMES.items() if name.endswith(suffix)), DICOM if is_dicom(path) else None)
 
 
 # Finding
@@ -142,17 +190,36 @@ def _find(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
     if (status.st_dev, status.st_ino) in seen:
         return
     seen.add((status.st_dev, status.st_ino))
-    names = [entry.name for entry in entries]
-    is_scan = any(SLICE_NAME.fullmatch(name) for name in names)
+    files = [Path(entry.path) for entry in entries if not entry.name.startswith(".") and not _is_folder(entry)]
+    is_scan = any(SLICE_NAME.fullmatch(file.name) for file in files) or any(map(is_dicom, files))
     if is_scan:
         yield folder
+    for file in files:
+        if not is_scan and _is_volume(file):
+            yield file
     for entry in entries:
-        if entry.name.startswith((".", "__MACOSX")):
-            continue
-        if _is_folder(entry):
+        if _is_folder(entry) and not entry.name.startswith((".", "__MACOSX")):
             yield from _find(Path(entry.path), seen)
-        elif not is_scan and _volume_form(entry.name):
-            yield Path(entry.path)
+
+
+def _is_volume(file: Path) -> bool:
+    name = file.name.lower()
+    return holds_dicom(file) if name.endswith(".zip") else name.endswith(tuple(VOLUMES))
+
+
+def _whole_studies(scans: list[Path]) -> list[Path]:
+    """The same with the folders that hospitals export a study in, one for each series, taken together as one scan."""
+    by_parent: dict[Path, list[Path]] = defaultdict(list)
+    for scan in scans:
+        if scan.is_dir():
+            by_parent[scan.parent].append(scan)
+    for parent, folders in by_parent.items():
+        if len(folders) > 1 and not any(slice_files(folder) for folder in folders):
+            from cov3d.scans.dicom import one_study
+
+            if one_study(folders):
+                scans = [parent, *(scan for scan in scans if scan not in folders)]
+    return scans
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

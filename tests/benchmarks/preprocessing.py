@@ -136,7 +136,8 @@ def grid(shape: tuple[int, ...], width: int) -> np.ndarray:
 
 def draw_scan(folder: Path) -> Path:
     """Write a drawn chest as a folder of slices: enlarged smoothly, with noise on every pixel."""
-    from cov3d.phantom import WINDOW, draw
+    from cov3d.chest import draw
+    from cov3d.forms import WINDOW
 
     low, high = WINDOW
     chest = (np.clip(draw(0, 2, 128, SLICES).hu, low, high) - low).astype(np.float32) * (255 / (high - low))

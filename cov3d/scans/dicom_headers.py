@@ -1,0 +1,197 @@
+"""What DICOM headers say of each image: where it lies in the patient, its rescale, and whether it is CT at all."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    UID_dictionary,
+)
+
+from cov3d.errors import ScanError
+from cov3d.scans.boundary import look_of
+from cov3d.scans.dicom_files import Part
+from cov3d.scans.dicom_pixels import undecodable
+from cov3d.scans.scan import LARGEST_SIDE, MOST_SLICES
+
+CT = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+TAGS: list[BaseTag] = [
+    Tag(name)
+    for name in (
+        "SOPClassUID",
+        "Modality",
+        "ImageType",
+        "PatientID",
+        "SeriesInstanceUID",
+        "AcquisitionNumber",
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+        "Rows",
+        "Columns",
+        "SamplesPerPixel",
+        "NumberOfFrames",
+        "RescaleSlope",
+        "RescaleIntercept",
+        "SharedFunctionalGroupsSequence",
+        "PerFrameFunctionalGroupsSequence",
+    )
+]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One CT image, and where it lies: mm in the patient's axes Left, Posterior, Superior."""
+
+    part: Part
+    frame: int | None  # of a file that holds several
+    series: str
+    patient: str
+    acquisition: str
+    size: tuple[int, int]  # rows, columns
+    spacing: np.ndarray  # (2,) mm between rows, between columns
+    orientation: np.ndarray  # (2, 3): along a row, down a column
+    position: np.ndarray  # (3,) of the first pixel's middle
+    slope: float
+    intercept: float
+    rescaled: bool  # whether the header gave them
+    syntax: str | None  # the name of its transfer syntax, if nothing here decodes it
+
+
+@dataclass
+class Headers:
+    """All that a scan's headers say: its CT images, how many others for which reason, and what cannot be read."""
+
+    slices: list[Slice] = field(default_factory=list)
+    aside: Counter[str] = field(default_factory=Counter)
+    unreadable: list[str] = field(default_factory=list)
+    listed: int = 0
+
+
+class _Aside(Exception):
+    """The reason why an image is no slice of the scan."""
+
+
+def header(part: Part, tags: Sequence[BaseTag]) -> Dataset:
+    """Some elements of a file's header.
+
+    Raises:
+        ScanError: it is not DICOM, or damaged; never with a word of what stands in it.
+    """
+    data = part.read()
+    try:
+        return _parse(data, tags)
+    except (InvalidDicomError, EOFError) as error:
+        raise ScanError(part.name, look_of(data[:64])) from error
+    except (RecursionError, MemoryError, Exception) as error:
+        raise ScanError(part.name, f"has a damaged header ({type(error).__name__})") from error
+
+
+def _parse(data: bytes, tags: Sequence[BaseTag]) -> Dataset:
+    """Headers with the magic number, and old ones without it if they say what they are."""
+    try:
+        return dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=list(tags))
+    except InvalidDicomError:
+        found = dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=list(tags), force=True)
+        if "SOPClassUID" not in found:
+            raise
+        return found
+
+
+def read_headers(files: Sequence[Part]) -> Headers:
+    """Read the header of every file."""
+    headers = Headers(listed=len(files))
+    for part in files:
+        try:
+            dataset = header(part, TAGS)
+        except ScanError as error:
+            headers.unreadable.append(f"{part.name} {error.cause}")
+            continue
+        try:
+            headers.slices += list(_slices(part, dataset))
+        except _Aside as reason:
+            headers.aside[str(reason)] += 1
+        except (TypeError, ValueError, AttributeError, IndexError, OverflowError):
+            headers.unreadable.append(f"{part.name} has a damaged header")
+    return headers
+
+
+def _slices(part: Part, dataset: Dataset) -> Iterator[Slice]:
+    kind = str(dataset.get("SOPClassUID", ""))
+    if kind not in CT:
+        raise _Aside(UID_dictionary[kind][0] if kind in UID_dictionary else "of an unknown kind")
+    if dataset.get("Modality") != "CT":
+        raise _Aside("not of modality CT")
+    if "LOCALIZER" in (dataset.get("ImageType") or ()):
+        raise _Aside("localizer")
+    if dataset.get("SamplesPerPixel", 1) != 1:
+        raise _Aside("colour picture")
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if not (0 < rows <= LARGEST_SIDE and 0 < columns <= LARGEST_SIDE and 0 < frames <= MOST_SLICES):
+        raise _Aside(f"promising {frames} frames of {rows}×{columns} pixels, which no chest CT has")
+    if kind == CTImageStorage:
+        yield _slice(part, None, dataset, [dataset])
+        return
+    shared = list(dataset.get("SharedFunctionalGroupsSequence") or ())
+    for index, group in enumerate(dataset.get("PerFrameFunctionalGroupsSequence") or ()):
+        yield _slice(part, index, dataset, [group, *shared])
+
+
+def _slice(part: Part, frame: int | None, dataset: Dataset, groups: Sequence[Dataset]) -> Slice:
+    position = _numbers(groups, "PlanePositionSequence", "ImagePositionPatient", 3)
+    orientation = _numbers(groups, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
+    spacing = _numbers(groups, "PixelMeasuresSequence", "PixelSpacing", 2)
+    if position is None or orientation is None:
+        raise _Aside("without ImagePositionPatient or ImageOrientationPatient")
+    if spacing is None or not (spacing > 0).all():
+        raise _Aside("without PixelSpacing in mm")
+    axes = orientation.reshape(2, 3)
+    if not np.allclose(axes @ axes.T, np.eye(2), atol=0.01):
+        raise _Aside("with an orientation that cannot be")
+    slope = _numbers(groups, "PixelValueTransformationSequence", "RescaleSlope", 1)
+    intercept = _numbers(groups, "PixelValueTransformationSequence", "RescaleIntercept", 1)
+    if slope is not None and slope[0] == 0:
+        raise _Aside("with RescaleSlope 0")
+    return Slice(
+        part=part,
+        frame=frame,
+        series=str(dataset.get("SeriesInstanceUID", "")),
+        patient=str(dataset.get("PatientID", "")),
+        acquisition=str(dataset.get("AcquisitionNumber", "")),
+        size=(int(dataset.Rows), int(dataset.Columns)),
+        spacing=spacing,
+        orientation=axes,
+        position=position,
+        slope=1.0 if slope is None else float(slope[0]),
+        intercept=0.0 if intercept is None else float(intercept[0]),
+        rescaled=slope is not None and intercept is not None,
+        syntax=undecodable(dataset.file_meta.get("TransferSyntaxUID")),
+    )
+
+
+def _numbers(groups: Sequence[Dataset], macro: str, name: str, count: int) -> np.ndarray | None:
+    """An element's finite numbers, from an image's own header or a frame's functional groups; None if they are not there."""
+    for group in groups:
+        holder = group[macro].value[0] if macro in group and group[macro].value else group
+        value = holder.get(name)
+        if value is None or value == "":
+            continue
+        values = [value] if count == 1 else list(value)
+        try:
+            numbers = np.array([float(number) for number in values])
+        except (TypeError, ValueError):
+            return None
+        return numbers if len(numbers) == count and np.isfinite(numbers).all() else None
+    return None

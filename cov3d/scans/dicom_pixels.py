@@ -1,0 +1,135 @@
+"""The pixels of DICOM images, as HU: decoded when asked for, padding made air, the rescale of each image applied once."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.pixels import get_decoder, pixel_array
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, UID_dictionary
+
+from cov3d.scans.dicom_files import Part
+from cov3d.scans.scan import SliceError
+
+AIR_HU = -3024.0  # what padding becomes; any window makes it black
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How an image's rows and columns become front to back and patient right to left."""
+
+    transpose: bool = False
+    flip_rows: bool = False
+    flip_columns: bool = False
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        if self.transpose:
+            pixels = pixels.T
+        return pixels[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image: a file, or one frame of it, and its rescale to HU."""
+
+    part: Part
+    frame: int | None  # None where the file is one image
+    slope: float
+    intercept: float
+
+
+@dataclass(frozen=True)
+class DicomSlices(Sequence):
+    """Images as slices: ``slices[k]`` is float32 HU ``(H, W)``."""
+
+    images: Sequence[Image]
+    turn: Turn
+    _last: dict[Part, Dataset] = field(default_factory=dict)  # a file of many frames is parsed once
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index):
+        image = self.images[index]
+        try:
+            stored = stored_values(self._dataset(image.part), image.frame)
+        except (RecursionError, MemoryError, Exception) as error:
+            raise SliceError(index, f"{image.part.name} {cause_of(error)}") from error
+        hu = stored.astype(np.float32) * np.float32(image.slope) + np.float32(image.intercept)
+        hu[np.isnan(stored)] = AIR_HU
+        return np.ascontiguousarray(self.turn(hu))
+
+    def _dataset(self, part: Part) -> Dataset:
+        if part not in self._last:
+            self._last.clear()
+            self._last[part] = whole_dataset(part)
+        return self._last[part]
+
+
+def whole_dataset(part: Part) -> Dataset:
+    """A file with its pixels; one too old to say its transfer syntax gets the one that it turned out to be written in."""
+    dataset = dcmread(io.BytesIO(part.read()), force=True)
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit, little = dataset.original_encoding
+        plain = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        dataset.file_meta.TransferSyntaxUID = plain if little else ExplicitVRBigEndian
+    return dataset
+
+
+def stored_values(dataset: Dataset, frame: int | None = None) -> np.ndarray:
+    """The stored values of an image ``(rows, columns)`` as float32, padding as NaN.
+
+    MONOCHROME1 is a way to show an image, not to store HU: nothing is inverted.
+    """
+    stored = pixel_array(dataset, raw=True, index=frame)
+    padding = _padding(dataset, stored)
+    if not dataset.file_meta.TransferSyntaxUID.is_compressed:
+        stored = _without_overlay_bits(stored, dataset)
+    values = stored.astype(np.float32)
+    values[padding] = np.nan
+    return values
+
+
+def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
+    value = dataset.get("PixelPaddingValue")
+    if not isinstance(value, int):
+        return np.zeros(stored.shape, bool)
+    limit = dataset.get("PixelPaddingRangeLimit")
+    low, high = sorted((value, limit if isinstance(limit, int) else value))
+    return (stored >= low) & (stored <= high)
+
+
+def _without_overlay_bits(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """The bits that are the image's: some scanners keep overlays in the others."""
+    allocated, bits = int(dataset.BitsAllocated), int(dataset.BitsStored)
+    above = allocated - 1 - int(dataset.get("HighBit", bits - 1))
+    if bits == allocated or not 0 <= above <= allocated - bits:
+        return stored
+    return (stored << above) >> (allocated - bits)  # of a signed type this extends the sign
+
+
+def cause_of(error: BaseException) -> str:
+    """Why an image cannot be decoded; the library's text may hold what stands in a header, so none of it is passed on."""
+    text = str(error)
+    if "less than expected" in text or "truncated" in text.lower() or isinstance(error, EOFError):
+        return "is truncated"
+    return f"is damaged ({type(error).__name__})"
+
+
+def undecodable(syntax: UID | None) -> str | None:
+    """The name of a transfer syntax that nothing here decodes, else None."""
+    if syntax is None:
+        return None
+    if syntax not in UID_dictionary:
+        return "an unknown transfer syntax"
+    if syntax.is_compressed and not syntax.is_deflated:
+        try:
+            if not get_decoder(syntax).is_available:
+                return syntax.name
+        except NotImplementedError:
+            return syntax.name
+    return None
