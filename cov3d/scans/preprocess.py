@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image
 
 from cov3d.config import Preprocessing
+from cov3d.console import few
+from cov3d.scans.continuity import odd_slices, probe
 from cov3d.scans.scan import Scan, SliceError, without_unreadable
 from cov3d.scans.spline import add_band, spline_matrix
 
@@ -37,20 +39,31 @@ def preprocess(scan: Scan, settings: Preprocessing) -> np.ndarray:
 def prepare(scan: Scan, settings: Preprocessing) -> tuple[np.ndarray, Scan]:
     """The same, and the scan with everything that was found out on the way among its remarks."""
     try:
-        tensor = _stream(scan, settings)
+        tensor, odd = _stream(scan, settings)
     except SliceError:
         scan = without_unreadable(scan)
-        tensor = _stream(scan, settings)
+        tensor, odd = _stream(scan, settings)
+    return tensor, replace(scan, warnings=(*scan.warnings, *_remarks(tensor, odd)))
+
+
+def _remarks(tensor: np.ndarray, odd: np.ndarray) -> list[str]:
+    """What a tensor shows of the scan that it was made of."""
     if int(tensor.max()) - int(tensor.min()) < STRUCTURE:
-        return tensor, replace(scan, warnings=(*scan.warnings, "blank: the scan shows no structure"))
-    return tensor, scan
+        return ["blank: the scan shows no structure"]
+    remarks = []
+    if len(odd):
+        places = few([str(place) for place in odd])
+        remarks.append(f"{len(odd)} slices do not belong between their neighbours (from the head: {places}); damaged?")
+    return remarks
 
 
-def _stream(scan: Scan, settings: Preprocessing) -> np.ndarray:
+def _stream(scan: Scan, settings: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
+    """The tensor, and the places of odd slices."""
     depth, height, width = settings.shape
     matrix = spline_matrix(scan.positions, depth)
     volume = np.zeros((depth, height * width), np.float32)
     shrunk = np.empty((SLICES_AT_ONCE, height * width), np.float32)
+    probes = []
     count = len(scan.slices)
     for first in range(0, count, SLICES_AT_ONCE):
         last = min(first + SLICES_AT_ONCE, count)
@@ -59,9 +72,10 @@ def _stream(scan: Scan, settings: Preprocessing) -> np.ndarray:
             slices = [to_grey(scan, index, settings) for index in range(begin, end)]
             shrunk[begin - first : end - first] = shrink(slices, width, height)
         add_band(volume, matrix[:, first:last], shrunk[: last - first])
+        probes.append(probe(shrunk[: last - first]))
     np.clip(volume, 0, WHITE, out=volume)
     np.rint(volume, out=volume)
-    return volume.astype(np.uint8).reshape(1, depth, height, width)
+    return volume.astype(np.uint8).reshape(1, depth, height, width), odd_slices(np.concatenate(probes))
 
 
 def to_grey(scan: Scan, index: int, settings: Preprocessing) -> np.ndarray:

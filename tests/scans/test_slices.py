@@ -216,13 +216,6 @@ def test_scans_within_a_scan_are_said(tmp_path: Path):
     assert read(outer).remarks == ("its sub-folders hold other scans (b)",)
 
 
-def test_slices_beside_a_volume_are_ambiguous(tmp_path: Path):
-    folder = write_slices(tmp_path / "a", smooth_volume(slices=3))
-    (folder / "mask.nii.gz").write_bytes(b"")
-    with pytest.raises(ScanError, match=r"0\.png, …\) beside mask\.nii\.gz: which is the scan"):
-        read(folder)
-
-
 def test_eight_bits_are_not_taken_for_hu(tmp_path: Path):
     with pytest.raises(ScanError, match="grey levels, not HU"):
         read(write_slices(tmp_path / "a", smooth_volume(slices=3)), Reading(range="hu"))
