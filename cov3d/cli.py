@@ -153,9 +153,10 @@ def preprocess(
 ) -> int:
     """Turn a study's scans into tensors, once; run again, it makes only what is missing or has changed."""
     from cov3d.scans.cache import fill_cache
+    from cov3d.scans.series import every_series
     from cov3d.scans.study import read_study
 
-    read = read_study(study)
+    read = every_series(read_study(study), reading)
     filled = fill_cache(read.rows, preprocessing, cache, machine, reading)
     kept = len(filled.entries) - filled.made
     show(f"{filled.folder}: {filled.made} made, {kept} kept, {len(filled.failures)} failed, {len(read.rows)} asked")

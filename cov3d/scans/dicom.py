@@ -56,6 +56,14 @@ def series_of(path: Path) -> list[Path]:
     return [path.with_name(f"{path.name}#{number}") for number in range(1, len(axial) + 1)]
 
 
+def patient_of(path: Path) -> str:
+    """What the first readable header of a scan calls its patient, to compare and never to show; empty if none does."""
+    for part in parts(split_address(path)[0]):
+        with suppress(ScanError, OSError):
+            return str(header(part, [Tag("PatientID")]).get("PatientID", ""))
+    return ""
+
+
 def one_study(folders: Sequence[Path]) -> bool:
     """Whether folders of DICOM files are series of one study, as hospitals export them: a scout, the scan, reformats."""
     studies = set()

@@ -90,15 +90,24 @@ class Form:
 
 def each_series(path: Path, reading: Reading) -> list[Path]:
     """The scan itself; with ``--series all``, an address (``folder#2``) for each series of a DICOM scan that has several."""
-    if reading.series != "all":
+    if reading.series != "all" or not is_dicom_scan(path):
         return [path]
     from cov3d.scans.dicom import series_of
 
     try:
         with boundary(path):
-            return series_of(path) if _form(path) is DICOM else [path]
+            return series_of(path)
     except ScanError:
         return [path]  # it fails when it is read
+
+
+def is_dicom_scan(path: Path) -> bool:
+    """Whether a scan is read as DICOM."""
+    try:
+        with boundary(path):
+            return _form(path) is DICOM
+    except ScanError:
+        return False
 
 
 def _form(path: Path) -> Form:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cov3d.config import Task, Training
+from cov3d.console import few
 from cov3d.errors import StudyError
 from cov3d.labels import PRESENCE, SEVERITY, UNKNOWN
 from cov3d.scans.study import TEST, VALIDATION, Row
@@ -76,9 +77,10 @@ def check_patients(train: Sequence[Row], others: Sequence[Row]) -> None:
     """Raise a StudyError if a patient's scans lie on both sides: a score on the others would be of memory."""
     shared = {row.patient for row in train if row.patient} & {row.patient for row in others}
     if shared:
+        some = [row.scan for row in (*train, *others) if row.patient in sorted(shared)[:1]]
         raise StudyError(
-            f"{len(shared)} patients have scans both in train and in validation or test; move all of a patient's scans "
-            "to one side"
+            f"{len(shared)} patients have scans both in train and in validation or test ({few(some)}); move all of a "
+            "patient's scans to one side"
         )
 
 

@@ -23,6 +23,7 @@ from cov3d.nets.build import build
 from cov3d.nets.inputs import memory_advice, pick_device
 from cov3d.nets.weights import start_from
 from cov3d.scans.cache import Cache, fill_cache
+from cov3d.scans.series import every_series, with_patients
 from cov3d.scans.study import Row, Study
 from cov3d.training.accumulate import Accumulate
 from cov3d.training.augment import PrepareInput
@@ -59,6 +60,7 @@ def train(
         Cov3dError: no room on the device or disk, or a loss that is no number.
     """
     settings, machine = settings or RunSettings(), machine or Machine()
+    study = with_patients(every_series(study, settings.reading))
     device = pick_device(machine.device)
     precision = pick_precision(settings.training.precision, device)
     wanted = split_rows(study.rows, settings.training)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +42,17 @@ def dicom(folder: Path, feet_first: bool) -> Path:
     return folder
 
 
+def nifti(path: Path, codes: str) -> Path:
+    return write_nifti(path / "scan.nii", CHEST.hu, CHEST.spacing, codes)
+
+
 FORMS = {
     "DICOM head first": lambda path: dicom(path / "d", feet_first=False),
     "DICOM feet first": lambda path: dicom(path / "d", feet_first=True),
     "MetaImage": lambda path: write_mha(path / "scan.mha", CHEST.hu, CHEST.spacing),
     "NRRD": lambda path: write_nrrd(path / "scan.nrrd", CHEST.hu, CHEST.spacing),
-    **{f"NIfTI {codes}": lambda path, codes=codes: write_nifti(path / "s.nii", CHEST.hu, CHEST.spacing, codes) for codes in ORDERS},
-}  # fmt: skip
+    **{f"NIfTI {codes}": partial(nifti, codes=codes) for codes in ORDERS},
+}
 
 
 @pytest.mark.parametrize("form", FORMS)

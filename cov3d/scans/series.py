@@ -1,0 +1,49 @@
+"""What DICOM scans say of a study: further series in them, and which of them are of one patient."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+from cov3d.config import Reading
+from cov3d.scans.read import each_series, is_dicom_scan
+from cov3d.scans.study import Row, Study
+
+# Whoever has more scans than this is no patient, but what a de-identification left in place of the id.
+MOST_OF_ONE_PATIENT = 20
+
+
+def every_series(study: Study, reading: Reading) -> Study:
+    """The study; with ``--series all``, a row for each series of a DICOM scan that has several, labelled as the scan."""
+    if reading.series != "all":
+        return study
+    return replace(study, rows=tuple(one for row in study.rows for one in _series(row, reading)))
+
+
+def _series(row: Row, reading: Reading) -> Iterator[Row]:
+    paths = each_series(row.path, reading)
+    if len(paths) == 1:
+        yield row
+        return
+    for path in paths:
+        number = path.name.rpartition("#")[2]
+        yield replace(row, scan=f"{row.scan}#{number}", path=path, patient=row.patient or row.scan)
+
+
+def with_patients(study: Study) -> Study:
+    """The study with DICOM scans of one patient known as such, where its table does not say so.
+
+    Patients get numbers in order of appearance; nothing of a header, nor a hash of it, leaves this function.
+    """
+    from cov3d.scans.dicom import patient_of
+
+    found = {row.scan: patient_of(row.path) for row in study.rows if not row.patient and is_dicom_scan(row.path)}
+    scans = Counter(found.values())
+    placeholders = {name for name, count in scans.items() if count > MOST_OF_ONE_PATIENT or 1 < count == len(found)}
+    names = [name for name in dict.fromkeys(found.values()) if name and name not in placeholders]
+    numbers = {name: f"dicom-{number}" for number, name in enumerate(names, 1)}
+    rows = tuple(replace(row, patient=row.patient or numbers.get(found.get(row.scan, ""), "")) for row in study.rows)
+    shared = sum(scans[name] for name in placeholders if name)
+    note = f"{shared} DICOM scans share a PatientID with so many others that it is taken for a placeholder"
+    return replace(study, rows=rows, warnings=(*study.warnings, note) if shared else study.warnings)
