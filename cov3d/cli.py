@@ -25,7 +25,7 @@ from cov3d.config import (
     Task,
     Training,
 )
-from cov3d.console import complain, printable, set_quiet, show
+from cov3d.console import complain, printable, say, set_quiet, show
 from cov3d.errors import Cov3dError
 from cov3d.options import expand
 
@@ -157,6 +157,8 @@ def preprocess(
     from cov3d.scans.study import read_study
 
     read = every_series(read_study(study), reading)
+    for note in read.warnings:
+        say(f"note: {note}")
     filled = fill_cache(read.rows, preprocessing, cache, machine, reading)
     kept = len(filled.entries) - filled.made
     show(f"{filled.folder}: {filled.made} made, {kept} kept, {len(filled.failures)} failed, {len(read.rows)} asked")

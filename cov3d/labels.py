@@ -70,5 +70,5 @@ def parse_severity(text: str) -> int:
 
 
 def _word(text: str) -> str:
-    word = re.sub(r"[\s_-]+", "", text.strip().lower())
+    word = re.sub(r"(?<=[a-z])[\s_-]+(?=[a-z])", "", text.strip().lower())  # non-covid; but -1 is not 1
     return re.sub(r"^(\d+)\.0+$", r"\1", word)

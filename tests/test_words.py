@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import stat
 from pathlib import Path
@@ -76,13 +77,34 @@ def test_names_are_made_printable(name: str):
     shown.encode()
 
 
-@pytest.mark.parametrize("cell", ["=1+1", "+x", "-x", "@x", "\tx", "plain", "'quoted", 'q"uo,te', "zwei\nZeilen"])
+@pytest.mark.parametrize(
+    "cell",
+    ["=1+1", "+x", "-x", "@x", "\tx", "plain", "'quoted", 'q"uo,te', "zwei\nZeilen", "'=x", "''=x", "''", "=", "-"],
+)
 def test_cells_are_harmless_and_come_back(tmp_path: Path, cell: str):
     path = tables.write_table(tmp_path / "t.csv", ["a", "b"], [{"a": cell, "b": -1.5}])
     assert not path.read_text().split("\n")[1].startswith(tables.FORMULA_STARTS)
     assert ",-1.5" in path.read_text()  # numbers are numbers
     _, rows = tables.read_table(path)
     assert rows == [{"a": cell.strip(), "b": "-1.5"}] or cell.startswith("\t")
+
+
+@pytest.mark.parametrize("cell", [Path("=cmd"), Path("@x"), Path("+1/x")])
+def test_a_path_is_text_in_a_table(cell: Path):
+    assert tables.table_line([cell, np.int64(-1), np.float32(-0.5), None]) == f"'{cell},-1,-0.5,\n"
+
+
+SOURCES = sorted(path for path in Path(tables.__file__).parent.rglob("*.py") if path.name != "tables.py")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_every_csv_file_is_written_through_tables(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            assert not {"csv", "pandas"} & set(modules), f"{path.name} knows {modules}"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("commit", "commit_text"):
+            assert ".csv" not in ast.unparse(node.args[0]), f"{path.name}: {ast.unparse(node)}"
 
 
 # Labels
@@ -192,8 +214,8 @@ def test_depth_is_half_the_width():
 def test_settings_survive_json():
     settings = Preprocessing(width=128, window_low=-1000.0)
     assert config.from_dict(Preprocessing, config.to_dict(settings), "file") == settings
-    with pytest.raises(SettingError, match="file: its Preprocessing settings differ from this version's in crop"):
-        config.from_dict(Preprocessing, {**config.to_dict(settings), "crop": 1}, "file")
+    with pytest.raises(SettingError, match="file: its Preprocessing settings differ from this version's in nothing"):
+        config.from_dict(Preprocessing, {**config.to_dict(settings), "nothing": 1}, "file")
 
 
 @pytest.mark.parametrize("task, factor", [("presence", 0.1), ("severity", 0.9), ("both", 0.5)])

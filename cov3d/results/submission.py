@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cov3d.commit import commit_text
 from cov3d.console import natural
 from cov3d.labels import PRESENCE, SEVERITY
 from cov3d.predictions import Prediction
+from cov3d.tables import write_names
 
 
 def write_submission(folder: str | Path, rows: Sequence[Prediction]) -> list[Path]:
@@ -21,5 +21,5 @@ def write_submission(folder: str | Path, rows: Sequence[Prediction]) -> list[Pat
     for column, classes in (("presence", PRESENCE), ("severity", SEVERITY)):
         for name in classes:
             scans = sorted((row["scan"] for row in answered if row[column] == name), key=natural)
-            files.append(commit_text(Path(folder) / f"{name}.csv", "".join(f"{scan}\n" for scan in scans)))
+            files.append(write_names(Path(folder) / f"{name}.csv", scans))
     return files

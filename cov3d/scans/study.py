@@ -1,39 +1,30 @@
-"""A study: which scans there are, and what is known of each. From folders as COV19-CT-DB has them, or from a table."""
+"""A study: which scans there are, and what is known of each."""
 
 from __future__ import annotations
 
 import hashlib
-import re
+import os
+import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from cov3d.console import few, natural
-from cov3d.errors import Cov3dError, StudyError
-from cov3d.labels import SEVERITY_TABLES, UNKNOWN, parse_presence, parse_severity
-from cov3d.scans.read import find_scans, scan_name
+from cov3d.errors import StudyError
+from cov3d.labels import UNKNOWN
+from cov3d.scans.read import find_scans
 from cov3d.scans.scan import FORMS
-from cov3d.tables import read_table
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
+# How the parts of a study are called, in folders' names and in tables.
 PARTITIONS = {
     TRAIN: ("train", "train_cov19d"),
     VALIDATION: ("validation", "val", "validation_cov19d"),
     TEST: ("test", "test_cov19d"),
 }
 CLASS_FOLDERS = {"covid": 1, "non-covid": 0, "noncovid": 0, "non_covid": 0}
-# A table's columns, and the names that other programs give them.
-COLUMNS = {
-    "scan": ("scan", "path", "name"),
-    "presence": ("presence", "has_covid", "covid"),
-    "severity": ("severity", "category"),
-    "split": ("split", "fold"),
-    "patient": ("patient", "patient_id"),
-    "site": ("site",),
-    "weight": ("weight",),
-    "mask": ("mask",),
-}
+LONGEST_PROBLEM = 300  # characters; a name in a damaged table may be as long as the table
 
 
 @dataclass(frozen=True)
@@ -66,251 +57,117 @@ class Study:
         return hashlib.sha256(described.encode("utf-8", errors="surrogateescape")).hexdigest()[:16]
 
 
+@dataclass
+class Findings:
+    """What a layout or a table says: rows, what is wrong with it, and what its user should know."""
+
+    rows: list[Row] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
 def read_study(source: str | Path = ".") -> Study:
     """Read a study's folder or table.
 
-    A folder is searched for, in this order: ``study.csv``; ``train`` and ``validation`` with ``covid`` and
-    ``non-covid`` in them (COV19-CT-DB), with its severity tables; the only CSV table of scans; scans without labels.
+    A folder is searched for, in this order: ``study.csv`` or ``study.xlsx``; the layout of a known data set, see
+    :mod:`cov3d.scans.layouts`; the only table of scans; the layout of a known data set in one of its folders, if all
+    scans lie there; scans without labels.
 
     Raises:
-        StudyError: nothing found, or rows that are wrong, all of them named.
+        StudyError: nothing found, more than one thing found, or rows that are wrong, all of them named.
     """
     source = Path(source)
     if source.is_file():
         return read_study_table(source)
     if not source.is_dir():
         raise StudyError(f"{source}: there is no such study; expected a folder or a table of scans")
-    if (source / "study.csv").is_file():
-        return read_study_table(source / "study.csv")
-    if list(_class_folders(source)):
-        return read_study_folders(source)
-    tables = [path for path in sorted(source.glob("*.csv")) if _describes_scans(path)]
-    if len(tables) == 1:
-        return read_study_table(tables[0])
-    scans = find_scans(source)
-    if not scans:
-        raise StudyError(
-            f"{source}: no scans found (looked for {FORMS}, for train/covid and its like, and for one table of scans)"
-        )
-    return _study(source, [Row(_relative(path, source), path) for path in scans], [])
-
-
-# From folders
-
-
-def read_study_folders(root: Path) -> Study:
-    """Read ``train|validation/{covid,non-covid}/<scan>`` with ``Name;Category`` tables of severity."""
-    rows: list[Row] = []
-    problems: list[str] = []
-    for split, presence, folder in _class_folders(root):
-        rows += [Row(_relative(path, root), path, presence, split=split) for path in find_scans(folder)]
-    given: dict[str, str] = {}
-    for split, name in SEVERITY_TABLES.items():
-        for table in _severity_tables(root, split, name):
-            rows = _with_severity(rows, split, table, given, problems)
-    if not rows:
-        raise StudyError(f"{root}: its class folders hold no scans (looked for {FORMS})")
-    return _study(root, rows, problems)
-
-
-def _class_folders(root: Path) -> Iterator[tuple[str, int, Path]]:
-    """Split, presence and folder of every ``train/covid`` and its like, and of a bare ``covid``, ``non-covid``."""
-    partitions = {spelling: split for split, spellings in PARTITIONS.items() for spelling in spellings}
-    folders = [(partitions[f.name.lower()], f) for f in _folders(root) if f.name.lower() in partitions]
-    for split, partition in [("", root), *folders]:
-        for folder in _folders(partition):
-            if folder.name.lower() in CLASS_FOLDERS:
-                yield split, CLASS_FOLDERS[folder.name.lower()], folder
-
-
-def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir())
-
-
-def _severity_tables(root: Path, split: str, name: str) -> list[Path]:
-    candidates = [root / name, *(root / partition / name for partition in PARTITIONS[split])]
-    return [path for path in candidates if path.is_file()]
-
-
-def _with_severity(rows: list[Row], split: str, table: Path, given: dict[str, str], problems: list[str]) -> list[Row]:
-    """The rows with the severities that a table gives them, noted in ``given``; what is wrong goes into ``problems``."""
-    columns, lines = read_table(table)
-    by_lower = {column.lower(): column for column in columns}
-    if not {"name", "category"} <= set(by_lower):
-        raise StudyError(f"{table}: expected the columns Name;Category, found {', '.join(columns)}")
-    found = {row.scan: row for row in rows}
-    find = _finder(rows, split)
-    for number, line in enumerate(lines, 2):
-        name = line[by_lower["name"]]
-        where = f"{table.name} row {number} ({name})"
-        called = find(name)
-        if not called:
-            problems.append(f"{where}: no such scan in {split}")
-            continue
-        row = called[0]
-        if len(called) > 1:
-            problems.append(f"{where}: may be {few([row.scan for row in called])}; rename one")
-        elif row.scan in given:
-            problems.append(f"{where}: listed twice, before in {given[row.scan]}")
-        elif row.presence == 0:
-            problems.append(f"{where}: has a severity, but lies in non-covid")
-        else:
-            given[row.scan] = f"row {number} of {table}"
-            found[row.scan] = _graded(row, line[by_lower["category"]], where, problems)
-    return list(found.values())
-
-
-def _finder(rows: list[Row], split: str) -> Callable[[str], list[Row]]:
-    """A function from a name to the scans that have it: positives first (names repeat among negatives), in either spelling."""
-    exact: dict[tuple[int, str], list[Row]] = defaultdict(list)
-    loose: dict[tuple[int, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        if row.split in (split, ""):
-            name = scan_name(row.path)
-            exact[row.presence, name].append(row)
-            loose[row.presence, _spelling(name)].append(row)
-
-    def find(name: str) -> list[Row]:
-        found = (exact.get((k, name)) or loose.get((k, _spelling(name))) for k in (1, 0))
-        return next((rows for rows in found if rows), [])
-
-    return find
-
-
-def _spelling(name: str) -> str:
-    return re.sub(r"_(?=[0-9]+$)", "", name.lower())
-
-
-def _graded(row: Row, text: str, where: str, problems: list[str]) -> Row:
     try:
-        severity = parse_severity(text)
-    except Cov3dError as error:
-        problems.append(f"{where}: {error}")
-        return row
-    return replace(row, severity=severity)
+        return _read_folder(source)
+    except OSError as error:
+        raise StudyError(f"{source}: cannot be looked through: {error.strerror}") from error
 
 
-# From a table
-
-
-def read_study_table(path: Path) -> Study:
+def read_study_table(path: str | Path) -> Study:
     """Read a table with a column ``scan`` (path relative to the table) and whatever is known of each scan.
 
     The index tables of Cov3d's published code (``path,split,has_covid,category``) are such tables.
+
+    Raises:
+        StudyError: whatever is wrong with the table, all wrong rows named.
     """
-    columns, lines = read_table(path)
-    names = _column_names(path, columns)
-    rows: list[Row] = []
-    problems: list[str] = []
-    for number, line in enumerate(lines, 2):
-        cells = {column: line[name] for column, name in names.items()}
-        try:
-            rows.append(_row(path.parent, cells))
-        except (Cov3dError, ValueError) as error:
-            problems.append(f"row {number}: {error}")
-    if not lines:
-        problems.append("has a header and no rows")
-    return _study(path, rows, problems)
+    from cov3d.scans.study_table import read_rows
+
+    return _study(Path(path), read_rows(Path(path)))
 
 
-def _describes_scans(path: Path) -> bool:
-    """Whether a CSV file is a study's table: it names scans and says something of them, and is no table of predictions."""
-    try:
-        columns = {name.lower() for name in read_table(path)[0]}
-    except StudyError:
-        return False
-    labels = {name for column in ("presence", "severity", "split") for name in COLUMNS[column]}
-    return bool(columns & set(COLUMNS["scan"]) and columns & labels and "covid_probability" not in columns)
+def _read_folder(folder: Path) -> Study:
+    # Layouts and tables are made of rows, so they import this file.
+    from cov3d.scans.layouts import find_layout, find_layout_below
+    from cov3d.scans.study_table import find_table, named_table
+
+    if named := named_table(folder):
+        return read_study_table(named)
+    if layout := find_layout(folder):
+        return _study(folder, layout)
+    table, unread = find_table(folder)
+    if table:
+        return read_study_table(table)
+    if below := find_layout_below(folder):
+        return _study(*below)
+    rows = [Row(name_below(path, folder), path) for path in find_scans(folder)]
+    return _study(folder, Findings(rows, warnings=unread))
 
 
-def _column_names(path: Path, columns: list[str]) -> dict[str, str]:
-    names: dict[str, str] = {}
-    for column, synonyms in COLUMNS.items():
-        found = [name for name in columns if name.lower() in synonyms]
-        if len(found) > 1:
-            raise StudyError(f"{path}: {' and '.join(found)} both mean {column}; keep one of them")
-        if found:
-            names[column] = found[0]
-    if "scan" not in names:
-        raise StudyError(f"{path}: expected a column 'scan' (or path, or Name), found {', '.join(columns)}")
-    return names
-
-
-def _row(root: Path, cells: dict[str, str]) -> Row:
-    path = _inside(root, cells["scan"])
-    category = cells.get("severity", "")
-    presence = parse_presence(cells.get("presence", ""))
-    if category.lower() in CLASS_FOLDERS:  # the old index writes the class where no severity is known
-        said, severity = CLASS_FOLDERS[category.lower()], UNKNOWN
-    else:
-        severity = parse_severity(category)
-        said = 1 if severity != UNKNOWN else UNKNOWN
-    if said != UNKNOWN and presence not in (UNKNOWN, said):
-        raise StudyError(f"{cells['scan']!r} is said to be {'covid' if presence else 'non-covid'} and {category!r}")
-    return Row(
-        scan=PurePosixPath(cells["scan"]).as_posix(),
-        path=path,
-        presence=presence if said == UNKNOWN else said,
-        severity=severity,
-        split=_split(cells.get("split", "")),
-        patient=cells.get("patient", ""),
-        site=cells.get("site", ""),
-        weight=_weight(cells.get("weight", "")),
-        mask=_inside(root, cells["mask"]) if cells.get("mask") else None,
-    )
-
-
-def _inside(root: Path, name: str) -> Path:
-    """The path of a scan that a table names; a table may not lead out of its folder (links inside it may)."""
-    if not name:
-        raise StudyError("names no scan")
-    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or ".." in PurePosixPath(name).parts:
-        raise StudyError(f"{name!r} leads out of the table's folder; give paths relative to the table")
-    path = root / name
-    if not path.exists():
-        raise StudyError(f"{name!r} is not there")
-    return path
-
-
-def _split(text: str) -> str:
-    word = text.strip().lower()
-    if not word:
-        return ""
-    for split, spellings in PARTITIONS.items():
-        if word in spellings:
-            return split
-    if re.fullmatch(r"[0-9]+(\.0+)?", word):  # a fold's number; fold 0 validates, as in Cov3d's index tables
-        return VALIDATION if float(word) == 0 else TRAIN
-    raise StudyError(f"split {text!r} is not one of train, validation, test, or a fold's number")
-
-
-def _weight(text: str) -> float:
-    weight = float(text) if text else 1.0
-    if not 0 <= weight < float("inf"):
-        raise StudyError(f"weight {text!r} is not a number of 0 or more")
-    return weight
-
-
-# From either
-
-
-def _relative(path: Path, root: Path) -> str:
+def name_below(path: Path, root: Path) -> str:
+    """A scan's name in the study at ``root``: its path from there."""
     return path.relative_to(root).as_posix() if path != root else path.name
 
 
-def _study(source: Path, rows: list[Row], problems: list[str]) -> Study:
-    unique: dict[str, Row] = {}
-    warnings = []
-    for row in rows:
-        before = unique.setdefault(row.scan, row)
-        if before is row:
-            continue
-        if before == row:
-            warnings.append(f"{row.scan}: listed twice; used once")
-        else:
-            problems.append(f"{row.scan}: listed twice, with different labels")
+def _study(source: Path, findings: Findings) -> Study:
+    warnings = list(findings.warnings)
+    problems = list(findings.problems)
+    rows = _once(findings.rows, warnings, problems)
     if problems:
-        shown = few(problems, "; ")
-        raise StudyError(f"{source}: {len(problems)} rows are wrong: {shown}")
-    ordered = sorted(unique.values(), key=lambda row: natural(row.scan))
-    return Study(source, tuple(ordered), tuple(warnings))
+        noun = "fault" if len(problems) == 1 else "faults"
+        shown = few([problem[:LONGEST_PROBLEM] for problem in problems], "; ")
+        raise StudyError(f"{source}: {len(problems)} {noun}: {shown}")
+    if not rows:
+        raise StudyError(
+            f"{source}: no scans found (looked for {FORMS}; for train/covid and its like; for one table of scans)"
+        )
+    return Study(source, tuple(sorted(rows, key=lambda row: natural(row.scan))), tuple(warnings))
+
+
+def _once(rows: Sequence[Row], warnings: list[str], problems: list[str]) -> list[Row]:
+    """Each scan once: one that comes again with the same labels is left out, with others it is a problem.
+
+    Two rows mean the same scan if they lead to the same files: through a link, or where the disk does not tell capitals
+    apart. Two scans may not have names that differ only in how Unicode writes an accent.
+    """
+    by_name: dict[str, Row] = {}
+    by_place: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        near = by_place[_composed(os.path.realpath(row.path)).casefold()]
+        twin = next((other for other in near if _same(other.path, row.path)), None)
+        if twin is None:
+            near.append(row)
+            if by_name.setdefault(_composed(row.scan), row) is not row:
+                problems.append(f"{row.scan}: two scans have this name, its accents written in two ways; rename one")
+            continue
+        also = f" as {twin.scan} and as {row.scan}" if twin.scan != row.scan else ""
+        if replace(twin, scan=row.scan, path=row.path) == row:
+            warnings.append(f"{row.scan}: listed twice{also}; used once")
+        else:
+            problems.append(f"{row.scan}: listed twice{also}, with different labels")
+    return [row for near in by_place.values() for row in near]
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one == other or one.samefile(other)
+    except OSError:  # gone in the meantime; reading it will say so
+        return False

@@ -61,6 +61,8 @@ def train(
     """
     settings, machine = settings or RunSettings(), machine or Machine()
     study = with_patients(every_series(study, settings.reading))
+    for note in study.warnings:
+        say(f"note: {note}")
     device = pick_device(machine.device)
     precision = pick_precision(settings.training.precision, device)
     wanted = split_rows(study.rows, settings.training)
@@ -69,7 +71,7 @@ def train(
     network = start_network(settings, device)
     filled = fill_cache(wanted.rows, settings.preprocessing, cache, machine, settings.reading)
     split = wanted.only(filled.entries)
-    notes = [*study.warnings, *unused(study.rows, wanted), *check_trainable(split, settings.task)]
+    notes = [*unused(study.rows, wanted), *check_trainable(split, settings.task)]
     for note in notes + _failed(filled):
         say(f"note: {note}")
     summary = summarise(study, split, settings)
