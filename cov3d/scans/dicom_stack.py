@@ -12,6 +12,7 @@ import numpy as np
 from cov3d.scans.dicom_headers import Slice
 from cov3d.scans.dicom_pixels import stored_values, whole_dataset
 from cov3d.scans.scan import GAP, Flaw
+from cov3d.scans.volume import LPS_TO_RAS
 
 SAME_PLACE_MM = 0.01
 # Distances of slices may differ by so much, in mm or as a share, before a stack is uneven.
@@ -19,7 +20,6 @@ UNEVEN_MM, UNEVEN_SHARE = 0.1, 0.05
 TILT_DEGREES = 1.0
 SIDEWAYS_MM = 1.0
 SAME_AXES = 0.01  # direction cosines; half a degree
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 PLANES = ("sagittal", "coronal", "axial")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from cov3d.config import Reading
 from cov3d.console import few, natural
 from cov3d.errors import Cov3dError, ScanError, SettingError
-from cov3d.scans.boundary import boundary, patiently
+from cov3d.scans.boundary import boundary, check_regular, patiently, unheard
 from cov3d.scans.dicom_files import dicom_files, holds_dicom, is_dicom, split_address
 from cov3d.scans.scan import FORMS, Scan
 from cov3d.scans.slices import SLICE_NAME, read_slices, slice_files
@@ -35,7 +35,7 @@ def read(path: str | Path, reading: Reading | None = None) -> Scan:
 def scan_files(path: Path) -> list[Path]:
     """The files that a scan is made of."""
     with boundary(path):
-        return _form(path).files(path)
+        return patiently(lambda: _form(path).files(path))
 
 
 def scan_name(path: Path) -> str:
@@ -125,6 +125,7 @@ def _form(path: Path) -> Form:
         if path.name.lower().endswith(ARCHIVES):
             raise ScanError(path, "is an archive; unpack it first")
         raise ScanError(path, f"is no form of scan that cov3d reads ({FORMS})")
+    check_regular(path)
     return form
 
 
@@ -192,9 +193,12 @@ def _volume_form(path: Path) -> Form | None:
 def _find(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
     """Walk through links too (people link data sets), but into each folder once."""
     try:
-        status = folder.stat()
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
+        status = patiently(folder.stat)
+        entries = patiently(lambda: sorted(os.scandir(folder), key=lambda entry: entry.name))
+    except FileNotFoundError:
+        return
+    except OSError:  # not ours to look into: nobody knows what it holds, so it stays in the list and fails when it is read
+        yield folder
         return
     if (status.st_dev, status.st_ino) in seen:
         return
@@ -213,7 +217,9 @@ def _find(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
 
 def _is_volume(file: Path) -> bool:
     name = file.name.lower()
-    return holds_dicom(file) if name.endswith(".zip") else name.endswith(tuple(VOLUMES))
+    if name.endswith(".zip"):
+        return file.is_file() and holds_dicom(file)  # a pipe would block for ever
+    return name.endswith(tuple(VOLUMES))
 
 
 def _whole_studies(scans: list[Path]) -> list[Path]:
@@ -223,12 +229,21 @@ def _whole_studies(scans: list[Path]) -> list[Path]:
         if scan.is_dir():
             by_parent[scan.parent].append(scan)
     for parent, folders in by_parent.items():
-        if len(folders) > 1 and not any(slice_files(folder) for folder in folders):
+        if len(folders) > 1 and not any(map(_holds_slices, folders)):
             from cov3d.scans.dicom import one_study
 
-            if one_study(folders):
+            with unheard():
+                whole = one_study(folders)
+            if whole:
                 scans = [parent, *(scan for scan in scans if scan not in folders)]
     return scans
+
+
+def _holds_slices(folder: Path) -> bool:
+    try:
+        return bool(slice_files(folder))
+    except (ScanError, OSError):  # it is a scan that cannot be read
+        return True
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

@@ -16,10 +16,12 @@ from cov3d.scans.scan import GAP, LARGEST_SIDE, MOST_SLICES, Flaw, Scan
 from cov3d.scans.value_range import measure, unit_of
 
 CANONICAL = ("I", "P", "L")
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])  # from the axes of DICOM and ITK to nibabel's
 LARGEST_VOLUME = 4 * 2**30  # bytes; a header of 50 bytes can promise any number
 # In-plane and between slices; outside, the header is wrong.
 SPACING_MM = (0.1, 20.0)
 NOT_FINITE_SHARE = 0.01
+SQUARE = 1.5  # longer over shorter side of a pixel; of axial slices, pixels are square
 SHEAR_DEGREES = 1.0
 OBLIQUE_DEGREES = 20.0
 
@@ -87,7 +89,7 @@ def volume_scan(
         volume,
         unit=unit.name,
         spacing=(depth, height, width),
-        warnings=(*warnings, *oblique, *holes, *unit.warnings),
+        warnings=(*warnings, *oblique, *_plane(height, width), *holes, *unit.warnings),
         flaws=flaws,
         reading=reading,
     )
@@ -112,6 +114,14 @@ def check_axes(path: Path, affine: np.ndarray) -> tuple[tuple[Flaw, ...], tuple[
     tilt = Flaw(GAP, f"its axes are {skew:.1f} degrees off right angles (a tilted gantry?)")
     lies = f"the scan lies {oblique:.0f} degrees off the patient's axes; read along the nearest"
     return (tilt,) if skew > SHEAR_DEGREES else (), (lies,) if oblique > OBLIQUE_DEGREES else ()
+
+
+def _plane(height: float, width: float) -> list[str]:
+    """What is to be said of the plane in which a volume was cut: as axial slices it is well resolved in their plane only."""
+    if max(height, width) <= SQUARE * min(height, width):
+        return []
+    plane = "coronal" if height > width else "sagittal"
+    return [f"axial pixels of {height:.3g}×{width:.3g} mm: a {plane} stack? Give the axial slices it was made from"]
 
 
 def check_spacing(path: Path, spacing: Sequence[float]) -> None:
