@@ -66,15 +66,18 @@ def patient_of(path: Path) -> str:
 
 def one_study(folders: Sequence[Path]) -> bool:
     """Whether folders of DICOM files are series of one study, as hospitals export them: a scout, the scan, reformats."""
-    studies = set()
+    studies, series = set(), set()
     for folder in folders:
         files = parts(folder)
         for part in files[:1] + files[-1:]:
             try:
-                studies.add(header(part, [Tag("StudyInstanceUID")]).get("StudyInstanceUID"))
+                said = header(part, [Tag("StudyInstanceUID"), Tag("PatientID"), Tag("SeriesInstanceUID")])
             except (ScanError, OSError):
                 return False
-    return len(studies) == 1 and None not in studies
+            studies.add((said.get("StudyInstanceUID"), said.get("PatientID")))
+            series.add((folder, said.get("SeriesInstanceUID")))
+    spread = len({uid for _, uid in series})  # one series over all folders, or each folder its own
+    return len(studies) == 1 and spread in (1, len(series)) and None not in next(iter(studies))
 
 
 # Choosing

@@ -702,9 +702,11 @@ def test_a_study_as_hospitals_export_it_is_one_scan(tmp_path: Path):
     """A folder for each series: scout, scan, reformats."""
     export = tmp_path / "export"
     scan = write_dicom(export / "SE1", HU, SPACING, seed=0)
-    study = pydicom.dcmread(in_order(scan)[0]).StudyInstanceUID
+    first = pydicom.dcmread(in_order(scan)[0])
     scout = write_dicom(export / "SE0", HU[:3], SPACING, seed=1)
-    edit(scout, put(StudyInstanceUID=study, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]))
+    edit(scout, put(StudyInstanceUID=first.StudyInstanceUID, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]))
+    assert find_scans(tmp_path) == [scout, scan]  # of two patients
+    edit(scout, put(PatientID=first.PatientID))
     assert find_scans(tmp_path) == [export]
     np.testing.assert_array_equal(read(export).voxels, HU)
     other = write_dicom(export / "SE2", HU, SPACING, seed=2)
