@@ -206,7 +206,8 @@ def what_is_wrong(data: bytes) -> str:
 
 def is_pickled(data: bytes) -> bool:
     """Whether a file begins as torch's zip archives or as a pickle does."""
-    return data.startswith((b"PK\x03\x04", b"\x80"))
+    # A safetensors file begins with its header's length, whose lowest byte may be any; then the header's brace.
+    return data.startswith((b"PK\x03\x04", b"\x80")) and data[8:9] != b"{"
 
 
 def is_plain(tensor: Tensor) -> bool:

@@ -19,7 +19,7 @@ from cov3d.config import NetSettings, Preprocessing
 from cov3d.errors import ModelError, SettingError
 from cov3d.nets.build import build
 from cov3d.nets.model import save_model
-from cov3d.nets.weights import start_from
+from cov3d.nets.weights import read_weights, start_from
 
 torch.set_num_threads(1)
 
@@ -362,3 +362,14 @@ def test_a_file_brought_by_hand_into_torchs_folder_is_used(monkeypatch, tmp_path
 def test_kinetics_weights_are_for_one_width():
     with pytest.raises(SettingError, match="for --base-width 64 and not 4; say --weights none"):
         start_from(small_net(), "kinetics", SMALL)
+
+
+def test_a_header_of_any_length_is_no_pickle(tmp_path: Path):
+    """128 is also the byte that pickles begin with."""
+    path = tmp_path / "w.safetensors"
+    lengths = set()
+    for note in range(0, 256, 8):
+        safetensors.torch.save_file({"x": torch.zeros(2)}, path, metadata={"note": "n" * note})
+        lengths.add(path.read_bytes()[0])
+        assert list(read_weights(path)) == ["x"]
+    assert 128 in lengths
