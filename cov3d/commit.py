@@ -43,9 +43,14 @@ def commit(path: str | Path, write: Callable[[BinaryIO], Any]) -> Path:
 
 
 def commit_text(path: str | Path, text: str) -> Path:
-    """Write ``text`` as UTF-8; bytes of file names that are no UTF-8 become ``\\xff``, since a name never loses a file."""
-    data = text.encode("utf-8", errors="backslashreplace")
+    """Write ``text`` as UTF-8, in the form of :func:`as_written`."""
+    data = as_written(text).encode()
     return commit(path, lambda file: file.write(data))
+
+
+def as_written(text: str) -> str:
+    """Text as it is read again: bytes of file names that are no UTF-8 become ``\\udcff``, since a name never loses a file."""
+    return text.encode("utf-8", errors="backslashreplace").decode()
 
 
 def commit_json(path: str | Path, content: Any) -> Path:

@@ -93,8 +93,9 @@ def write_names(path: str | Path, names: Iterable[str]) -> Path:
 def table_line(cells: Iterable[Any]) -> str:
     """One line of CSV, its line end included; ``None`` is an empty cell."""
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow([_harmless(cell) for cell in cells])
-    return buffer.getvalue()
+    # What is in the line's end is quoted in cells, and a bare CR would break the line.
+    csv.writer(buffer, lineterminator="\r\n").writerow([_harmless(cell) for cell in cells])
+    return buffer.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _bytes(path: Path) -> bytes:

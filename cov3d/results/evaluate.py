@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from cov3d.commit import as_written
 from cov3d.console import few
 from cov3d.errors import Cov3dError, StudyError
 from cov3d.labels import PRESENCE, SEVERITY, UNKNOWN
 from cov3d.metrics import chance, interval, score_presence, score_severity
 from cov3d.predictions import Prediction, read_predictions
+from cov3d.results.journal import place
 from cov3d.scans.study import TRAIN, VALIDATION, Row, Study
 
 
@@ -44,13 +46,13 @@ def match_rows(predictions: Sequence[Prediction], study: Study, source: Path) ->
 
     A path that is there but not in the study is another scan, however alike it is called.
     """
-    by_path = {row.path.resolve(): row for row in study.rows}
-    by_name = {row.scan: row for row in study.rows}
+    by_path = {place(row.path): row for row in study.rows}
+    by_name = {as_written(row.scan).strip(): row for row in study.rows}
     pairs: dict[str, tuple[Prediction, Row]] = {}
     lost: list[str] = []
     for prediction in predictions:
         path = Path(prediction.path or prediction.scan)
-        row = by_path.get(path.resolve()) if path.exists() else by_name.get(path.as_posix())
+        row = by_path.get(place(path)) or (None if _is_there(path) else by_name.get(path.as_posix()))
         if row is None:
             lost.append(path.as_posix())
         elif row.scan in pairs:
@@ -60,6 +62,13 @@ def match_rows(predictions: Sequence[Prediction], study: Study, source: Path) ->
     if lost:
         raise StudyError(f"{source}: {len(lost)} scans are not in the study {study.source}: {few(lost)}")
     return list(pairs.values())
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # no disk has names so long
+        return False
 
 
 def _presence(answered: Sequence[tuple[Prediction, Row]]) -> dict[str, Any]:
@@ -104,13 +113,13 @@ def report(result: dict[str, Any]) -> str:
 def _task_lines(task: str, scores: dict[str, Any]) -> list[str]:
     if not scores["n"]:
         return [f"{task}: no scan with a label"]
-    low_high = scores["interval"]
-    between = f", 95 % interval {low_high[0]:.3f} to {low_high[1]:.3f}" if low_high else ""
-    lines = [f"{task} (n={scores['n']})", f"  macro F1   {scores['macro_f1']:.4f}{between}"]
+    ends = scores["interval"]
+    between = f"95 % interval {ends[0]:.3f} to {ends[1]:.3f}" if ends else "no interval: a class has one scan"
+    lines = [f"{task} (n={scores['n']})", f"  macro F1   {scores['macro_f1']:.4f}, {between}"]
     lines.append(f"  by chance  {scores['chance']:.4f}")
     lines.append(f"  accuracy   {scores['accuracy']:.4f}")
-    if "auc" in scores:
-        lines.append(f"  AUC        {scores['auc']:.4f}")
+    if task == "presence":
+        lines.append("  AUC        " + (f"{scores['auc']:.4f}" if "auc" in scores else "n/a (scans of one class only)"))
     width = max(map(len, scores["classes"]))
     lines.append(f"  {'':{width}}  F1      called as " + "  ".join(scores["classes"]))
     for k, name in enumerate(scores["classes"]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from cov3d.config import Inference, Machine, Reading
 from cov3d.console import natural, progress, say
 from cov3d.errors import ModelError
+from cov3d.labels import SEVERITY
 from cov3d.nets.inputs import memory_advice, pick_device
 from cov3d.nets.model import load_model
 from cov3d.predictions import Prediction, write_predictions
@@ -20,6 +22,7 @@ from cov3d.scans.tensors import read_tensors
 
 KEPT = ("presence.safetensors", "severity.safetensors")
 FINISHED = "metrics.json"  # the last thing that a training writes
+ENOUGH = 3  # scans, to wonder why all have the same answer
 NOT_A_DEVICE = "research software, not a medical device: no answer here is a diagnosis"
 
 
@@ -64,9 +67,17 @@ def infer(
     write_predictions(output, rows)
     asked = {place(path) for path in paths}
     answers = sorted((row for row in rows if place(row.path) in asked), key=lambda row: natural(row.path))
+    if _all_alike(answers):
+        say("note: all scans have the same answer, to the last digit; are they one scan, or is the model damaged?")
     if submission is not None:
         write_submission(submission, answers)
     return answers
+
+
+def _all_alike(rows: Sequence[Prediction]) -> bool:
+    answered = [row.cells() for row in rows if row.covid is not None]
+    answers = {tuple(cells[name] for name in ("covid_probability", *SEVERITY)) for cells in answered}
+    return len(answered) >= ENOUGH and len(answers) == 1
 
 
 def find_models(asked: Sequence[str | Path]) -> list[Path]:
@@ -86,7 +97,7 @@ def find_models(asked: Sequence[str | Path]) -> list[Path]:
         if not kept:
             raise ModelError(f"{path}: holds no {' or '.join(KEPT)}; name a run's folder or a model file")
         files += kept
-    return list({file.resolve(): file for file in files}.values())
+    return list({os.path.realpath(file): file for file in files}.values())
 
 
 def _kept(folder: Path) -> list[Path]:

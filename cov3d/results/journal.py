@@ -5,6 +5,7 @@ Beside the table, ``predictions.csv.json`` says which models and settings made i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cov3d.commit import advice_on_disk_errors, commit_json
+from cov3d.commit import advice_on_disk_errors, as_written, commit_json
 from cov3d.console import say
 from cov3d.errors import Cov3dError, ScanError, SettingError
 from cov3d.predictions import COLUMNS, Prediction, read_predictions, write_predictions
@@ -56,8 +57,11 @@ def open_journal(
 
 
 def place(path: str | Path) -> str:
-    """Where a scan lies, however its path is spelt, as it can be written and read again."""
-    return Path(path).resolve().as_posix().encode("utf-8", errors="backslashreplace").decode()
+    """Where a scan lies, however its path is spelt or written: a hash, since folders may be called as their patients.
+
+    The end of a path may have lost its blanks: cells are read without any.
+    """
+    return hashlib.sha256(as_written(os.path.realpath(path)).strip().encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -78,10 +82,13 @@ def appending(output: Path) -> Iterator[Callable[[Prediction], None]]:
 def drop_torn_line(path: Path) -> None:
     """Cut off what a killed run left of a last line."""
     data = path.read_bytes()
-    if not data.endswith(b"\n"):
+    whole = data.rfind(b"\n") + 1
+    while data.count(b'"', 0, whole) % 2:  # a line's end within quotes, of a name, is none
+        whole = data.rfind(b"\n", 0, whole - 1) + 1
+    if whole < len(data):
         say(f"note: {path} ended within a line; that scan is done again")
         with path.open("r+b") as file:
-            file.truncate(data.rfind(b"\n") + 1)
+            file.truncate(whole)
 
 
 def _holds(row: Prediction, before: str | None, now: str) -> bool:

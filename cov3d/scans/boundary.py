@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import stat
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,8 @@ def boundary(path: Path) -> Iterator[None]:
     Only a library's type of error is passed on, never its text: that may hold what stands in a patient's header.
     """
     try:
-        yield
+        with unheard():
+            yield
     except ScanError:
         raise
     except FileNotFoundError:
@@ -39,6 +41,14 @@ def boundary(path: Path) -> Iterator[None]:
         raise ScanError(path, f"cannot be read: {error.strerror or type(error).__name__}") from error
     except Exception as error:  # libraries raise almost anything on a damaged file; what it is, is always the same
         raise ScanError(path, f"is damaged or not what its name says ({type(error).__name__})") from error
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Libraries' warnings are not shown: they may quote a patient's header, and what concerns the scan is said by readers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def patiently(action: Callable[[], T]) -> T:
@@ -55,7 +65,7 @@ def patiently(action: Callable[[], T]) -> T:
 
 def check_regular(path: Path) -> None:
     """Raise a ScanError unless ``path`` is an ordinary file; a pipe or a device would block for ever or never end."""
-    if not stat.S_ISREG(path.stat().st_mode):
+    if not stat.S_ISREG(patiently(path.stat).st_mode):
         raise ScanError(path, "is not an ordinary file")
 
 

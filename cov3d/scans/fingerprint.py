@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cov3d.errors import ScanError
-from cov3d.scans.boundary import boundary
+from cov3d.scans.boundary import check_regular, patiently
 from cov3d.scans.read import scan_files
+
+UNREADABLE = "unreadable"  # in place of what a file is; reading it says why
 
 
 def stat_fingerprint(path: Path) -> str:
@@ -17,10 +19,7 @@ def stat_fingerprint(path: Path) -> str:
     Raises:
         ScanError: the scan is not there.
     """
-    files = scan_files(path)
-    with boundary(path):
-        stats = [(file.name, file.stat()) for file in files]
-    return _hash([(name, status.st_size, status.st_mtime_ns) for name, status in stats])
+    return _hash([(file.name, *_status(file)) for file in scan_files(path)])
 
 
 def check_unchanged(path: Path, fingerprint: str) -> None:
@@ -30,14 +29,12 @@ def check_unchanged(path: Path, fingerprint: str) -> None:
 
 
 def content_fingerprint(path: Path) -> str:
-    """A hash of names and bytes of a scan's files."""
-    parts = []
-    for file in scan_files(path):
-        try:
-            parts.append((file.name, sha256(file)))
-        except OSError:
-            parts.append((file.name, "unreadable"))
-    return _hash(parts)
+    """A hash of names and bytes of a scan's files.
+
+    Raises:
+        ScanError: the scan is not there.
+    """
+    return _hash([(file.name, _digest(file)) for file in scan_files(path)])
 
 
 def sha256(path: Path) -> str:
@@ -47,6 +44,22 @@ def sha256(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _status(file: Path) -> tuple[int | str, ...]:
+    try:
+        status = patiently(file.stat)
+    except OSError:  # a link to nothing
+        return (UNREADABLE,)
+    return status.st_size, status.st_mtime_ns
+
+
+def _digest(file: Path) -> str:
+    try:
+        check_regular(file)  # a pipe would block for ever
+        return patiently(lambda: sha256(file))
+    except (ScanError, OSError):
+        return UNREADABLE
 
 
 def _hash(parts: Sequence[tuple]) -> str:

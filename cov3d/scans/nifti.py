@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import zlib
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from cov3d.errors import ScanError
 from cov3d.scans.boundary import check_regular, look_of
 from cov3d.scans.scan import Scan
 from cov3d.scans.volume import check_promise, volume_scan
+
+BEYOND = 2**24  # bytes after the voxels that are passed over; a few packed ones can promise any number
+# nibabel says on standard error what it mends in a header; here only what concerns the scan is said.
+UNHEARD = logging.Logger("unheard", logging.CRITICAL + 1)
 
 
 def read_nifti(path: Path, reading: Reading) -> Scan:
@@ -45,13 +50,13 @@ def _stored_voxels(path: Path) -> tuple[nib.Nifti1Header, np.ndarray]:
             size = offset + int(np.prod(shape)) * dtype.itemsize
             file.seek(0)
             data = file.read(size)
-            if packed and file.read(2**24):  # on to the end: the checksum stands there, and nibabel never looks
-                while file.read(2**24):
-                    pass
+            beyond = len(file.read(BEYOND)) if packed else 0  # the checksum stands at the end, and nibabel never looks
         except EOFError as error:
             raise ScanError(path, "is truncated; copy it again") from error
         except (gzip.BadGzipFile, zlib.error) as error:
             raise ScanError(path, "is damaged: its checksum is wrong; copy it again") from error
+    if beyond == BEYOND:
+        raise ScanError(path, "unpacks to far more than its header promises; export the scan anew")
     if len(data) < size:
         raise ScanError(path, f"is truncated: {len(data)} of {size} bytes; copy it again")
     return header, np.ndarray(shape, dtype, buffer=data, offset=offset, order="F")
@@ -61,8 +66,18 @@ def _header(path: Path, file) -> nib.Nifti1Header:
     first = file.read(544)
     for kind in (nib.Nifti1Header, nib.Nifti2Header):
         if kind.may_contain_header(first):
-            return kind(first[: kind.sizeof_hdr], check=True)
+            header = kind(first[: kind.sizeof_hdr], check=False)
+            _check_pixdim(path, header)
+            header.check_fix(UNHEARD)
+            return header
     raise ScanError(path, look_of(first[:64]))
+
+
+def _check_pixdim(path: Path, header: nib.Nifti1Header) -> None:
+    """Raise a ScanError if nothing gives the spacing; nibabel would take 0 for 1 mm, and leave out a sign."""
+    pixdim = header["pixdim"][1:4].astype(float)
+    if header["sform_code"] <= 0 and not (pixdim > 0).all():
+        raise ScanError(path, f"its pixdim {pixdim.round(3).tolist()} is no spacing in mm; mend its header")
 
 
 def _layout(path: Path, header: nib.Nifti1Header) -> tuple[tuple[int, ...], np.dtype, int]:
@@ -81,7 +96,7 @@ def _disagreements(header: nib.Nifti1Header, affine: np.ndarray) -> list[str]:
     warnings = []
     if header["sform_code"] == 0 and header["qform_code"] == 0:
         warnings.append("orientation unknown (sform and qform codes are 0); read as left-anterior-superior")
-    zooms, sizes = np.abs(header.get_zooms()[:3]), voxel_sizes(affine)
+    zooms, sizes = np.abs(header.get_zooms()[:3]).astype(float), voxel_sizes(affine)
     if not np.allclose(zooms, sizes, rtol=0.01):
         warnings.append(
             f"pixdim {zooms.round(3).tolist()} mm and affine {sizes.round(3).tolist()} mm disagree; used affine"
@@ -91,8 +106,7 @@ def _disagreements(header: nib.Nifti1Header, affine: np.ndarray) -> list[str]:
 
 def _scale(header: nib.Nifti1Header) -> tuple[tuple[float, float], list[str]]:
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
-    if slope == 0 or np.isnan(slope):  # NIfTI's ways to say "no scale"
-        return (1.0, 0.0), []
-    if not np.isfinite([slope, intercept]).all():
-        return (1.0, 0.0), [f"scl_slope {slope}, scl_inter {intercept} ignored"]
-    return (slope, intercept), []
+    if slope != 0 and np.isfinite([slope, intercept]).all():
+        return (slope, intercept), []
+    none = not np.isinf(slope) and (intercept == 0 or np.isnan(intercept))  # NIfTI's ways to say "no scale"
+    return (1.0, 0.0), [] if none else [f"scl_slope {slope:g}, scl_inter {intercept:g} are no scale, and ignored"]

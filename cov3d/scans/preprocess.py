@@ -14,7 +14,9 @@ from PIL import Image
 
 from cov3d.config import Preprocessing
 from cov3d.console import few
-from cov3d.scans.continuity import odd_slices, probe
+from cov3d.scans.continuity import odd_slices, probe, repeated_slices
+from cov3d.scans.crop import LOOKED_AT, NO_LUNGS, crop_to_lungs, window_of
+from cov3d.scans.lungs import shows_lungs
 from cov3d.scans.scan import Scan, SliceError, without_unreadable
 from cov3d.scans.spline import add_band, spline_matrix
 
@@ -23,6 +25,8 @@ SLICES_AT_ONCE = 16
 BANDS = 4  # of a CMYK picture
 # A scan whose grey levels differ by less than this shows nothing.
 STRUCTURE = 4
+# In tensors narrower than this nobody can tell lungs from other darkness.
+LEAST_WIDTH = 48
 
 
 def preprocess(scan: Scan, settings: Preprocessing) -> np.ndarray:
@@ -39,26 +43,39 @@ def preprocess(scan: Scan, settings: Preprocessing) -> np.ndarray:
 def prepare(scan: Scan, settings: Preprocessing) -> tuple[np.ndarray, Scan]:
     """The same, and the scan with everything that was found out on the way among its remarks."""
     try:
-        tensor, odd = _stream(scan, settings)
+        return _prepare(scan, settings)
     except SliceError:
-        scan = without_unreadable(scan)
-        tensor, odd = _stream(scan, settings)
-    return tensor, replace(scan, warnings=(*scan.warnings, *_remarks(tensor, odd)))
+        return _prepare(without_unreadable(scan), settings)
 
 
-def _remarks(tensor: np.ndarray, odd: np.ndarray) -> list[str]:
-    """What a tensor shows of the scan that it was made of."""
-    if int(tensor.max()) - int(tensor.min()) < STRUCTURE:
+def _prepare(scan: Scan, settings: Preprocessing) -> tuple[np.ndarray, Scan]:
+    window = window_of(scan, settings)
+    if settings.crop == "lungs":
+        depth, _, width = LOOKED_AT
+        small, _ = _stream(scan, replace(settings, depth=depth, width=width))
+        scan = crop_to_lungs(scan, small[0], window)
+    tensor, probes = _stream(scan, settings)
+    return tensor, replace(scan, warnings=(*scan.warnings, *_remarks(tensor[0], probes, window, settings)))
+
+
+def _remarks(volume: np.ndarray, probes: np.ndarray, window: tuple[float, float], settings: Preprocessing) -> list[str]:
+    """What a tensor ``(D, H, W)``, and a few pixels of each slice, show of the scan."""
+    if int(volume.max()) - int(volume.min()) < STRUCTURE:
         return ["blank: the scan shows no structure"]
     remarks = []
-    if len(odd):
-        places = few([str(place) for place in odd])
-        remarks.append(f"{len(odd)} slices do not belong between their neighbours (from the head: {places}); damaged?")
+    if settings.crop == "none" and settings.width >= LEAST_WIDTH and not shows_lungs(volume, window):
+        remarks.append(f"{NO_LUNGS}: is this a chest CT?")
+    for places, said, why in (
+        (odd_slices(probes), "do not belong between their neighbours", "damaged"),
+        (repeated_slices(probes, STRUCTURE), "show the same as the one before them", "copied twice"),
+    ):
+        if len(places):
+            remarks.append(f"{len(places)} slices {said} (from the head: {few([str(k) for k in places])}); {why}?")
     return remarks
 
 
 def _stream(scan: Scan, settings: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
-    """The tensor, and the places of odd slices."""
+    """The tensor, and a few pixels of each slice."""
     depth, height, width = settings.shape
     matrix = spline_matrix(scan.positions, depth)
     volume = np.zeros((depth, height * width), np.float32)
@@ -75,7 +92,7 @@ def _stream(scan: Scan, settings: Preprocessing) -> tuple[np.ndarray, np.ndarray
         probes.append(probe(shrunk[: last - first]))
     np.clip(volume, 0, WHITE, out=volume)
     np.rint(volume, out=volume)
-    return volume.astype(np.uint8).reshape(1, depth, height, width), odd_slices(np.concatenate(probes))
+    return volume.astype(np.uint8).reshape(1, depth, height, width), np.concatenate(probes)
 
 
 def to_grey(scan: Scan, index: int, settings: Preprocessing) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 from cov3d.config import Reading
 from cov3d.console import few, natural
 from cov3d.errors import Cov3dError, ScanError, SettingError
-from cov3d.scans.boundary import boundary, check_regular, patiently, unheard
+from cov3d.scans.boundary import boundary, check_regular, patiently
 from cov3d.scans.dicom_files import dicom_files, holds_dicom, is_dicom, split_address
 from cov3d.scans.scan import FORMS, Scan
 from cov3d.scans.slices import SLICE_NAME, read_slices, slice_files
@@ -66,14 +66,14 @@ def ask_scans(asked: Iterable[str | Path], reading: Reading | None = None) -> li
     paths = [Path(path) for path in asked]
     if not paths:
         raise SettingError("name the scans, or folders of scans")
-    found = {path: find_scans(path) if path.is_dir() else [path] for path in paths}
+    found = {path: find_scans(path) if _is_folder(path) else [path] for path in paths}
     if not any(found.values()):
         raise Cov3dError(f"{', '.join(map(str, paths))}: no scans found (looked for {FORMS})")
-    scans: dict[Path, Path] = {}
+    scans: dict[str, Path] = {}
     for path in paths:
         for whole in found[path] or [path]:
             for scan in each_series(whole, reading or Reading()):
-                scans.setdefault(scan.resolve(), scan)
+                scans.setdefault(os.path.realpath(scan), scan)
     return sorted(scans.values(), key=lambda path: natural(path.as_posix()))
 
 
@@ -197,7 +197,7 @@ def _find(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
         entries = patiently(lambda: sorted(os.scandir(folder), key=lambda entry: entry.name))
     except FileNotFoundError:
         return
-    except OSError:  # not ours to look into: nobody knows what it holds, so it stays in the list and fails when it is read
+    except OSError:  # not ours to look into: it may be a scan, so it stays in the list, and fails when it is read
         yield folder
         return
     if (status.st_dev, status.st_ino) in seen:
@@ -230,13 +230,19 @@ def _whole_studies(scans: list[Path]) -> list[Path]:
             by_parent[scan.parent].append(scan)
     for parent, folders in by_parent.items():
         if len(folders) > 1 and not any(map(_holds_slices, folders)):
-            from cov3d.scans.dicom import one_study
-
-            with unheard():
-                whole = one_study(folders)
-            if whole:
+            if _one_study(parent, folders):
                 scans = [parent, *(scan for scan in scans if scan not in folders)]
     return scans
+
+
+def _one_study(parent: Path, folders: list[Path]) -> bool:
+    from cov3d.scans.dicom import one_study
+
+    try:
+        with boundary(parent):
+            return one_study(folders)
+    except ScanError:  # each of them fails when it is read
+        return False
 
 
 def _holds_slices(folder: Path) -> bool:
@@ -246,8 +252,8 @@ def _holds_slices(folder: Path) -> bool:
         return True
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
+def _is_folder(entry: Path | os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError:  # a link to itself; a name too long for any disk
         return False

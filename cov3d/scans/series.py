@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from cov3d.config import Reading
+from cov3d.errors import ScanError
+from cov3d.scans.boundary import boundary
 from cov3d.scans.read import each_series, is_dicom_scan
 from cov3d.scans.study import Row, Study
 
@@ -36,9 +38,7 @@ def with_patients(study: Study) -> Study:
 
     Patients get numbers in order of appearance; nothing of a header, nor a hash of it, leaves this function.
     """
-    from cov3d.scans.dicom import patient_of
-
-    found = {row.scan: patient_of(row.path) for row in study.rows if not row.patient and is_dicom_scan(row.path)}
+    found = {row.scan: _patient(row) for row in study.rows if not row.patient and is_dicom_scan(row.path)}
     scans = Counter(found.values())
     placeholders = {name for name, count in scans.items() if count > MOST_OF_ONE_PATIENT or 1 < count == len(found)}
     names = [name for name in dict.fromkeys(found.values()) if name and name not in placeholders]
@@ -47,3 +47,13 @@ def with_patients(study: Study) -> Study:
     shared = sum(scans[name] for name in placeholders if name)
     note = f"{shared} DICOM scans share a PatientID with so many others that it is taken for a placeholder"
     return replace(study, rows=rows, warnings=(*study.warnings, note) if shared else study.warnings)
+
+
+def _patient(row: Row) -> str:
+    from cov3d.scans.dicom import patient_of
+
+    try:
+        with boundary(row.path):
+            return patient_of(row.path)
+    except ScanError:  # it fails when it is read
+        return ""

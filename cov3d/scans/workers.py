@@ -24,6 +24,7 @@ from multiprocessing.util import Finalize
 from typing import Any
 
 from cov3d.errors import Cov3dError, ScanError
+from cov3d.scans.boundary import unheard
 
 Job = dict[str, Any]
 STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -182,7 +183,7 @@ def _serve(connection: Connection, task: Task) -> None:
 
     for stop in STOPS:
         signal.signal(stop, signal.SIG_IGN)  # the parent's to answer: when it goes, its end of the pipe closes
-    with threadpool_limits(1):  # a thread a core in every worker would make them wait for each other
+    with unheard(), threadpool_limits(1):  # a thread a core in every worker would make them wait for each other
         while True:
             try:
                 job = json.loads(connection.recv_bytes())

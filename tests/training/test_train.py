@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -153,18 +154,24 @@ def test_a_run_that_fails_in_its_first_epoch_leaves_the_old_one_alone(study: Pat
     assert {file: file.read_bytes() for file in run.iterdir()} == before
 
 
-def test_a_changed_cache_file_stops_the_run_in_a_sentence(study: Path, tmp_path: Path):
+def test_a_changed_cache_file_is_made_again_or_stops_the_run_in_a_sentence(study: Path, tmp_path: Path):
     from cov3d import fill_cache
     from cov3d.training.loaders import CachedScans
     from cov3d.training.train import _advice
 
     rows = read_study(study).rows
     cache = fill_cache(rows, TINY.preprocessing, tmp_path / "cache", ONE)
-    (cache.folder / cache.entries[rows[0].scan]["file"]).write_bytes(b"changed")
+    file = cache.folder / cache.entries[rows[0].scan]["file"]
+    whole = file.read_bytes()
+    file.write_bytes(b"changed")
+    assert len(list(DataLoader(CachedScans(cache, rows), num_workers=1))) == len(rows)
+    assert file.read_bytes() == whole
+    file.write_bytes(b"changed")
+    shutil.rmtree(rows[0].path)
     with pytest.raises(Cov3dError) as caught, _advice():
         list(DataLoader(CachedScans(cache, rows), num_workers=1))
     assert "\n" not in str(caught.value)
-    assert "has changed since it was made" in str(caught.value)
+    assert "has changed since it was made, and the scan it was made from cannot be read" in str(caught.value)
 
 
 def test_an_output_folder_that_cannot_be_made_is_named(study: Path, tmp_path: Path):
