@@ -261,9 +261,7 @@ def _up_to_ribs(lungs: np.ndarray, bone: np.ndarray, middle: float | None, mm: S
     if middle is not None:  # spine and heart
         thick &= np.abs(np.arange(lungs.shape[2]) - middle) * w > 35
     thick = ndimage.binary_opening(thick, np.ones((max(1, round(15 / d)), 1, max(1, round(15 / w)))))
-    white = thick & (rows > back) & (rows < ribs - 4 / h)
-    # White lung bulges a little beyond the columns in which there is some air.
-    return white | ndimage.maximum_filter1d(white & (gap > 25), 2 * round(2 / w) + 1, axis=2)
+    return thick & (rows > back) & (rows < ribs - 4 / h)
 
 
 def _mirrored(lungs: np.ndarray, middle: float | None) -> np.ndarray:
