@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from cov3d.cli import app
 
-COMMANDS = ("demo", "phantom", "preprocess", "train", "infer", "evaluate")
+COMMANDS = ("demo", "phantom", "check", "preprocess", "train", "infer", "evaluate")
 TINY = (
     *("--width", 32, "--base-width", 4, "--penultimate", 8),
     *("--epochs", 1, "--batch-size", 4, "--workers", 1, "--device", "cpu"),

@@ -155,8 +155,8 @@ def test_no_name_id_date_or_uid_of_a_header_is_written_or_said(
     monkeypatch.chdir(tmp_path)
     tiny = ["--width", "32", "--base-width", "4", "--penultimate", "8", "--epochs", "1", "--workers", "2"]
     commands = (
-        #["check", study, "--json"],
-        #["check", study],
+        # ["check", study, "--json"],
+        # ["check", study],
         ["preprocess", study, "--width", "32", "--allow-gaps"],
         ["preprocess", study, "--width", "32", "--series", "all", "--cache", "second"],
         ["train", study, "--task", "presence", *tiny, "--device", "cpu"],

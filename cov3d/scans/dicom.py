@@ -57,9 +57,9 @@ def series_of(path: Path) -> list[Path]:
 
 
 def patient_of(path: Path) -> str:
-    """What the first readable header of a scan calls its patient, to compare and never to show; empty if none does."""
-    for part in parts(split_address(path)[0]):
-        with suppress(ScanError, OSError):
+    """What the first header of a scan calls its patient, to compare and never to show; empty if none does."""
+    with suppress(ScanError, OSError):
+        for part in parts(split_address(path)[0])[:1]:
             return str(header(part, [Tag("PatientID")]).get("PatientID", ""))
     return ""
 
@@ -74,10 +74,11 @@ def one_study(folders: Sequence[Path]) -> bool:
                 said = header(part, [Tag("StudyInstanceUID"), Tag("PatientID"), Tag("SeriesInstanceUID")])
             except (ScanError, OSError):
                 return False
-            studies.add((said.get("StudyInstanceUID"), said.get("PatientID")))
-            series.add((folder, said.get("SeriesInstanceUID")))
+            # As text: a backslash in an id makes it a list.
+            studies.add(tuple(str(said[name].value) for name in ("StudyInstanceUID", "PatientID") if name in said))
+            series.add((folder, str(said.get("SeriesInstanceUID"))))
     spread = len({uid for _, uid in series})  # one series over all folders, or each folder its own
-    return len(studies) == 1 and spread in (1, len(series)) and None not in next(iter(studies))
+    return len(studies) == 1 and spread in (1, len(series)) and len(next(iter(studies))) == 2
 
 
 # Choosing

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import pydicom.config
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
@@ -24,6 +25,8 @@ from cov3d.scans.boundary import look_of
 from cov3d.scans.dicom_files import Part
 from cov3d.scans.dicom_pixels import undecodable
 from cov3d.scans.scan import LARGEST_SIDE, MOST_SLICES
+
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # its warnings quote headers
 
 CT = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 TAGS: list[BaseTag] = [
@@ -117,6 +120,9 @@ def read_headers(files: Sequence[Part]) -> Headers:
             dataset = header(part, TAGS)
         except ScanError as error:
             headers.unreadable.append(f"{part.name} {error.cause}")
+            continue
+        except OSError as error:  # a link to nothing, or no right to read it
+            headers.unreadable.append(f"{part.name} cannot be read: {error.strerror}")
             continue
         try:
             headers.slices += list(_slices(part, dataset))

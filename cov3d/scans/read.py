@@ -229,9 +229,8 @@ def _whole_studies(scans: list[Path]) -> list[Path]:
         if scan.is_dir():
             by_parent[scan.parent].append(scan)
     for parent, folders in by_parent.items():
-        if len(folders) > 1 and not any(map(_holds_slices, folders)):
-            if _one_study(parent, folders):
-                scans = [parent, *(scan for scan in scans if scan not in folders)]
+        if len(folders) > 1 and not any(map(_holds_slices, folders)) and _one_study(parent, folders):
+            scans = [parent, *(scan for scan in scans if scan not in folders)]
     return scans
 
 

@@ -157,7 +157,7 @@ def test_a_damaged_cache_file_whose_scan_is_gone_is_an_error_that_names_both_cau
     row = read_study(study).rows[0]
     (cache.folder / cache.entries[row.scan]["file"]).write_bytes(b"damaged")
     shutil.rmtree(row.path)
-    with pytest.raises(Cov3dError, match=r"\.pt is gone or has changed since it was made, and the scan .* is not there"):
+    with pytest.raises(Cov3dError, match=r"is gone or has changed since it was made, and the scan .* is not there"):
         cache.load(row.scan)
 
 
