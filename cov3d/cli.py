@@ -151,14 +151,12 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print data instead of a table.")] = False,
 ) -> int:
     """Tell what a study holds, and what in it would falsify results: twins, leaks, broken scans, shortcuts."""
-    import json
-
-    from cov3d.scans.check import check, report_text
+    from cov3d.scans.check import check, report_json, report_text
     from cov3d.scans.series import every_series, with_patients
     from cov3d.scans.study import read_study
 
     report = check(with_patients(every_series(read_study(study), reading)), reading, machine)
-    show(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if as_json else report_text(report))
+    show(report_json(report) if as_json else report_text(report))
     return report.exit_code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -155,6 +156,11 @@ def _far_off(measure: Measure) -> Finding:
 
 
 # In words
+
+
+def report_json(report: Report) -> str:
+    """The whole report as JSON."""
+    return json.dumps(report.to_dict(), indent=2)
 
 
 def report_text(report: Report) -> str:

@@ -57,9 +57,12 @@ def series_of(path: Path) -> list[Path]:
 
 
 def patient_of(path: Path) -> str:
-    """What the first header of a scan calls its patient, to compare and never to show; empty if none does."""
+    """What a scan's headers call its patient, to compare and never to show; empty if none does."""
+    source, number = split_address(path)
     with suppress(ScanError, OSError):
-        for part in parts(split_address(path)[0])[:1]:
+        if number is not None:  # a folder of several series may hold several patients
+            return _axial(stacks_of(read_headers(parts(source)).slices))[number - 1].slices[0].patient
+        for part in parts(source)[:1]:
             return str(header(part, [Tag("PatientID")]).get("PatientID", ""))
     return ""
 
@@ -75,7 +78,7 @@ def one_study(folders: Sequence[Path]) -> bool:
             except (ScanError, OSError):
                 return False
             # As text: a backslash in an id makes it a list.
-            studies.add(tuple(str(said[name].value) for name in ("StudyInstanceUID", "PatientID") if name in said))
+            studies.add(tuple(str(said[name].value) for name in ("StudyInstanceUID", "PatientID") if said.get(name)))
             series.add((folder, str(said.get("SeriesInstanceUID"))))
     spread = len({uid for _, uid in series})  # one series over all folders, or each folder its own
     return len(studies) == 1 and spread in (1, len(series)) and len(next(iter(studies))) == 2
@@ -93,8 +96,8 @@ def _wanted(path: Path, headers: Headers, reading: Reading, number: int | None) 
         slices = [item for item in slices if item.series == reading.series]
         if not slices:
             raise ScanError(path, "holds no CT image of the series that --series names")
-    elif number is None and len({item.patient for item in slices if item.patient}) > 1:
-        raise ScanError(path, "holds images of several patients; give each a folder of its own, or say --series")
+    elif number is None and len({(item.patient, item.study) for item in slices}) > 1:
+        raise ScanError(path, "holds images of several patients or studies; give each a folder, or say --series")
     return slices
 
 

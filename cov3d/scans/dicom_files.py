@@ -49,12 +49,27 @@ def dicom_files(path: Path) -> list[Path]:
     path = split_address(path)[0]
     if not path.is_dir():
         return [path]
-    direct = [file for file in sorted(path.iterdir()) if _counts(file)]
-    return direct or [file for file in sorted(path.rglob("*")) if _counts(file)]
+    return _among(sorted(path.iterdir())) or _among(sorted(path.rglob("*")))
 
 
-def _counts(path: Path) -> bool:
-    return not path.name.startswith(".") and not path.is_dir() and is_dicom(path)
+def _among(paths: list[Path]) -> list[Path]:
+    """The DICOM files among paths and, where there are any, those that may have been: they count as unreadable."""
+    files = [path for path in paths if not path.name.startswith(".") and not path.is_dir()]
+    dicom = {file for file in files if is_dicom(file)}
+    return [file for file in files if file in dicom or _was_dicom(file)] if dicom else []
+
+
+def _was_dicom(path: Path) -> bool:
+    """Whether a file without an ending that says what it is cannot be looked at, or is empty, or holds only zeros."""
+    if path.name.upper() == "DICOMDIR" or (path.suffix and not path.suffix[1:].isdigit()):
+        return False
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return False
+        with path.open("rb") as file:
+            return not any(file.read(132))
+    except OSError:
+        return True
 
 
 def split_address(path: Path) -> tuple[Path, int | None]:

@@ -36,6 +36,7 @@ TAGS: list[BaseTag] = [
         "Modality",
         "ImageType",
         "PatientID",
+        "StudyInstanceUID",
         "SeriesInstanceUID",
         "AcquisitionNumber",
         "ImagePositionPatient",
@@ -61,6 +62,7 @@ class Slice:
     frame: int | None  # of a file that holds several
     series: str
     patient: str
+    study: str
     acquisition: str
     size: tuple[int, int]  # rows, columns
     spacing: np.ndarray  # (2,) mm between rows, between columns
@@ -84,6 +86,10 @@ class Headers:
 
 class _Aside(Exception):
     """The reason why an image is no slice of the scan."""
+
+
+class _Lost(Exception):
+    """The reason why a CT image, which may well be a slice of the scan, cannot be placed in it."""
 
 
 def header(part: Part, tags: Sequence[BaseTag]) -> Dataset:
@@ -128,6 +134,8 @@ def read_headers(files: Sequence[Part]) -> Headers:
             headers.slices += list(_slices(part, dataset))
         except _Aside as reason:
             headers.aside[str(reason)] += 1
+        except _Lost as reason:
+            headers.unreadable.append(f"{part.name} {reason}")
         except (TypeError, ValueError, AttributeError, IndexError, OverflowError):
             headers.unreadable.append(f"{part.name} has a damaged header")
     return headers
@@ -151,7 +159,10 @@ def _slices(part: Part, dataset: Dataset) -> Iterator[Slice]:
         yield _slice(part, None, dataset, [dataset])
         return
     shared = list(dataset.get("SharedFunctionalGroupsSequence") or ())
-    for index, group in enumerate(dataset.get("PerFrameFunctionalGroupsSequence") or ()):
+    groups = list(dataset.get("PerFrameFunctionalGroupsSequence") or ())
+    if len(groups) != frames:
+        raise _Lost(f"places {len(groups)} of its {frames} frames")
+    for index, group in enumerate(groups):
         yield _slice(part, index, dataset, [group, *shared])
 
 
@@ -160,21 +171,22 @@ def _slice(part: Part, frame: int | None, dataset: Dataset, groups: Sequence[Dat
     orientation = _numbers(groups, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
     spacing = _numbers(groups, "PixelMeasuresSequence", "PixelSpacing", 2)
     if position is None or orientation is None:
-        raise _Aside("without ImagePositionPatient or ImageOrientationPatient")
+        raise _Lost("is without ImagePositionPatient or ImageOrientationPatient")
     if spacing is None or not (spacing > 0).all():
-        raise _Aside("without PixelSpacing in mm")
+        raise _Lost("is without PixelSpacing in mm")
     axes = orientation.reshape(2, 3)
     if not np.allclose(axes @ axes.T, np.eye(2), atol=0.01):
-        raise _Aside("with an orientation that cannot be")
+        raise _Lost("has an orientation that cannot be")
     slope = _numbers(groups, "PixelValueTransformationSequence", "RescaleSlope", 1)
     intercept = _numbers(groups, "PixelValueTransformationSequence", "RescaleIntercept", 1)
     if slope is not None and slope[0] == 0:
-        raise _Aside("with RescaleSlope 0")
+        raise _Lost("has RescaleSlope 0")
     return Slice(
         part=part,
         frame=frame,
         series=str(dataset.get("SeriesInstanceUID", "")),
         patient=str(dataset.get("PatientID", "")),
+        study=str(dataset.get("StudyInstanceUID", "")),
         acquisition=str(dataset.get("AcquisitionNumber", "")),
         size=(int(dataset.Rows), int(dataset.Columns)),
         spacing=spacing,

@@ -6,6 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -19,6 +20,7 @@ SAME_PLACE_MM = 0.01
 UNEVEN_MM, UNEVEN_SHARE = 0.1, 0.05
 TILT_DEGREES = 1.0
 SIDEWAYS_MM = 1.0
+OVERLAP = 0.5  # of the shorter acquisition
 SAME_AXES = 0.01  # direction cosines; half a degree
 PLANES = ("sagittal", "coronal", "axial")
 
@@ -108,10 +110,24 @@ def _stacks(group: Sequence[Slice]) -> list[Stack]:
     """The stack of a group; several, if several acquisitions went over the same places."""
     stack = _pile(group)
     acquisitions = sorted({item.acquisition for item in group})
-    if not stack.problem or len(acquisitions) == 1:
-        return [stack]
     parted = [[item for item in group if item.acquisition == number] for number in acquisitions]
+    if len(parted) == 1 or not (stack.problem or _overlap(parted)):
+        return [stack]
     return [replace(_pile(part), acquisition=number) for number, part in zip(acquisitions, parted, strict=True)]
+
+
+def _overlap(parted: Sequence[Sequence[Slice]]) -> bool:
+    """Whether acquisitions went over the same part of the body, and not on from each other's end."""
+    normal = np.cross(*parted[0][0].orientation)
+    spans = sorted((float(places.min()), float(places.max())) for places in (_places(part, normal) for part in parted))
+    for (low, high), (begin, end) in pairwise(spans):
+        if min(high, end) - begin > OVERLAP * min(high - low, end - begin) > 0:
+            return True
+    return False
+
+
+def _places(group: Sequence[Slice], normal: np.ndarray) -> np.ndarray:
+    return np.array([item.position for item in group]) @ normal
 
 
 def _pile(group: Sequence[Slice]) -> Stack:

@@ -80,7 +80,7 @@ def _conflicts(rows: Sequence[Row]) -> list[str]:
 
 
 def _different(values: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(values))
+    return sorted(set(values))
 
 
 # Of pairs

@@ -49,7 +49,7 @@ def scan_name(path: Path) -> str:
 def find_scans(folder: str | Path) -> list[Path]:
     """All scans in ``folder`` and below, in natural order: each folder of slices or DICOM files, each volume file."""
     folder = Path(folder)
-    found = _whole_studies(list(dict.fromkeys(_find(folder, set()))))
+    found = _whole_studies(folder, list(dict.fromkeys(_find(folder, set()))))
     return sorted(found, key=lambda path: natural(path.as_posix()))
 
 
@@ -222,11 +222,14 @@ def _is_volume(file: Path) -> bool:
     return name.endswith(tuple(VOLUMES))
 
 
-def _whole_studies(scans: list[Path]) -> list[Path]:
-    """The same with the folders that hospitals export a study in, one for each series, taken together as one scan."""
+def _whole_studies(root: Path, scans: list[Path]) -> list[Path]:
+    """The same with the folders that hospitals export a study in, one for each series, taken together as one scan.
+
+    The folder that was asked for holds scans and is none: its folders may be patients whom a de-identification made one.
+    """
     by_parent: dict[Path, list[Path]] = defaultdict(list)
     for scan in scans:
-        if scan.is_dir():
+        if scan.is_dir() and scan.parent != root:
             by_parent[scan.parent].append(scan)
     for parent, folders in by_parent.items():
         if len(folders) > 1 and not any(map(_holds_slices, folders)) and _one_study(parent, folders):

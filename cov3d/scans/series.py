@@ -9,11 +9,13 @@ from dataclasses import replace
 from cov3d.config import Reading
 from cov3d.errors import ScanError
 from cov3d.scans.boundary import boundary
+from cov3d.scans.dicom_files import split_address
 from cov3d.scans.read import each_series, is_dicom_scan
 from cov3d.scans.study import Row, Study
 
 # Whoever has more scans than this is no patient, but what a de-identification left in place of the id.
 MOST_OF_ONE_PATIENT = 20
+FEWEST_SCANS = 4  # that must share an id, before one that all share is taken for that
 
 
 def every_series(study: Study, reading: Reading) -> Study:
@@ -30,7 +32,7 @@ def _series(row: Row, reading: Reading) -> Iterator[Row]:
         return
     for path in paths:
         number = path.name.rpartition("#")[2]
-        yield replace(row, scan=f"{row.scan}#{number}", path=path, patient=row.patient or row.scan)
+        yield replace(row, scan=f"{row.scan}#{number}", path=path)
 
 
 def with_patients(study: Study) -> Study:
@@ -40,13 +42,21 @@ def with_patients(study: Study) -> Study:
     """
     found = {row.scan: _patient(row) for row in study.rows if not row.patient and is_dicom_scan(row.path)}
     scans = Counter(found.values())
-    placeholders = {name for name, count in scans.items() if count > MOST_OF_ONE_PATIENT or 1 < count == len(found)}
+    placeholders = {
+        name for name, count in scans.items() if count > MOST_OF_ONE_PATIENT or FEWEST_SCANS <= count == len(found)
+    }
     names = [name for name in dict.fromkeys(found.values()) if name and name not in placeholders]
     numbers = {name: f"dicom-{number}" for number, name in enumerate(names, 1)}
-    rows = tuple(replace(row, patient=row.patient or numbers.get(found.get(row.scan, ""), "")) for row in study.rows)
+    rows = tuple(replace(row, patient=_known(row, numbers.get(found.get(row.scan, ""), ""))) for row in study.rows)
     shared = sum(scans[name] for name in placeholders if name)
     note = f"{shared} DICOM scans share a PatientID with so many others that it is taken for a placeholder"
     return replace(study, rows=rows, warnings=(*study.warnings, note) if shared else study.warnings)
+
+
+def _known(row: Row, number: str) -> str:
+    """A row's patient by the table, the headers, or at least the scan that it is a series of."""
+    source, series = split_address(row.path)
+    return row.patient or number or (f"{source.name} of {row.scan.rpartition('#')[0]}" if series else "")
 
 
 def _patient(row: Row) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 FEWEST = 12  # scans; the mean of fewer is no mean chest
 # How much better a scan must fit the mean chest when it is turned. Drawn chests fit at least 0.047 worse when turned.
-BETTER, LEAST_FIT = 0.03, 0.5
+BETTER, LEAST_FIT = 0.03, 0.4
 # Correlation of what differs between left and right with that of the mean chest: at least 0.096 in drawn chests.
 MIRRORED = -0.1
 SHIFTS = np.arange(-3, 3.5, 0.5)  # columns of the small scan, to lay the body's middle into the picture's

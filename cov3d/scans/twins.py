@@ -13,7 +13,7 @@ import numpy as np
 from cov3d.scans.examine import DETAILS, NOTHING
 from cov3d.scans.turned import TURNS, UNTURNED, Turn
 
-NEARLY = 0.87  # correlation of details; see docs/how-to/check-a-study.md for how it was chosen
+NEARLY = 0.84  # correlation of details; see docs/how-to/check-a-study.md for how it was chosen
 # Pairs are looked for by some of the voxels, and so many of each scan, in whatever turn, are looked at closely.
 CANDIDATES, LEAST = 8, 0.3
 AT_ONCE = 512  # scans, so that N × N correlations are never held at once

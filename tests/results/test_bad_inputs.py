@@ -245,7 +245,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "d3 no CT": (lambda p: edited(p, Modality="MR"), "not of modality CT (12)"),
     "d4 no positions": (lambda p: edited(p, ImagePositionPatient=None), "without ImagePositionPatient"),
-    "d5 no spacing": (lambda p: edited(p, PixelSpacing=None), "without PixelSpacing in mm (12)"),
+    "d5 no spacing": (lambda p: edited(p, PixelSpacing=None), "without PixelSpacing in mm"),
     "d6 all cut": (lambda p: cut_all(edited(p)), "12 of 12 slices cannot be read"),
     "d7 two patients": (
         lambda p: edited(p, lambda k: k > 5, PatientID="OTHER", SeriesInstanceUID="1.2.3"),

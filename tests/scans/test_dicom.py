@@ -415,7 +415,8 @@ def test_a_larger_series_with_a_gap_is_not_taken_for_a_regular_one(series: Path,
     gap = write_dicom(tmp_path / "gap", hounsfield(50), SPACING, seed=1)
     for file in in_order(gap)[20:23]:
         file.unlink()
-    edit(gap, put(PatientID=pydicom.dcmread(in_order(series)[0]).PatientID))
+    first = pydicom.dcmread(in_order(series)[0])
+    edit(gap, put(PatientID=first.PatientID, StudyInstanceUID=first.StudyInstanceUID))
     for file in gap.iterdir():
         shutil.copy(file, series)
     scan = read(series)
@@ -507,19 +508,19 @@ def axes(*orientation: float) -> Callable[[Path], object]:
 REFUSED = {
     "two phases at the same places": (two_phases, "40 places hold several different images"),
     "two patients": (two_patients, "images of several patients"),
-    "no positions": (without("ImagePositionPatient"), "without ImagePositionPatient or ImageOrientationPatient (40)"),
+    "no positions": (without("ImagePositionPatient"), "without ImagePositionPatient or ImageOrientationPatient"),
     "no orientation": (without("ImageOrientationPatient"), "without ImagePositionPatient or ImageOrientation"),
-    "no spacing": (without("PixelSpacing"), "without PixelSpacing in mm (40)"),
-    "a comma in the spacing": (raw("PixelSpacing", b"0,7\\0,7 "), "without PixelSpacing in mm (40)"),
-    "no spacing at all": (with_(PixelSpacing=[0, 0]), "without PixelSpacing in mm (40)"),
-    "slope 0": (with_(RescaleSlope=0), "RescaleSlope 0 (40)"),
+    "no spacing": (without("PixelSpacing"), "without PixelSpacing in mm"),
+    "a comma in the spacing": (raw("PixelSpacing", b"0,7\\0,7 "), "without PixelSpacing in mm"),
+    "no spacing at all": (with_(PixelSpacing=[0, 0]), "without PixelSpacing in mm"),
+    "slope 0": (with_(RescaleSlope=0), "RescaleSlope 0"),
     "MR": (with_(Modality="MR"), "not of modality CT (40)"),
     "MR class": (with_(SOPClassUID="1.2.840.10008.5.1.4.1.1.4"), "MR Image Storage (40)"),
     "coronal": (axes(1, 0, 0, 0, 0, -1), "holds only coronal images"),
     "sagittal": (axes(0, 1, 0, 0, 0, -1), "holds only sagittal images"),
     "huge": (with_(Rows=65535, Columns=65535), "which no chest CT has (40)"),
     "colour": (with_(SamplesPerPixel=3), "colour picture (40)"),
-    "no axes": (with_(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "with an orientation that cannot be (40)"),
+    "no axes": (with_(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "an orientation that cannot be"),
     "far apart": (with_(PixelSpacing=[90, 90]), "is not plausible"),
 }
 
@@ -643,6 +644,38 @@ def test_files_are_found_however_they_are_named(series: Path, way: str):
     assert len(scan_files(series)) == 40
 
 
+@pytest.mark.parametrize("content", [b"", bytes(5000)], ids=["empty", "zeros"])
+def test_a_lost_file_without_an_ending_is_missed(series: Path, content: bytes):
+    renamed(series, NAMES["no extension"])
+    last = max(series.iterdir(), key=lambda file: float(pydicom.dcmread(file).ImagePositionPatient[2]))
+    last.write_bytes(content)
+    assert "1 files unreadable and left out" in read(series).remarks[0]
+    with pytest.raises(ScanError, match="--strict refuses"):
+        read(series, Reading(strict=True))
+
+
+def test_half_a_scan_without_geometry_is_no_scan(series: Path):
+    edit(series, lambda dataset, index: delattr(dataset, "PixelSpacing"), slice(24, 40))
+    with pytest.raises(ScanError, match=r"16 of 40 slices cannot be read .* is without PixelSpacing"):
+        read(series)
+
+
+def test_two_acquisitions_between_each_other_are_not_interleaved(series: Path):
+    def change(dataset: Dataset, index: int) -> None:
+        dataset.AcquisitionNumber = index % 2
+
+    scan = read(edit(series, change))
+    np.testing.assert_array_equal(scan.voxels, HU[::2])
+    assert scan.spacing[0] == pytest.approx(1.4)
+    assert "image of another acquisition (20)" in scan.remarks[0]
+
+
+def test_two_studies_in_a_folder_are_not_guessed_from(series: Path):
+    edit(series, put(StudyInstanceUID="1.2.9", SeriesInstanceUID="1.2.3"), slice(0, 5))
+    with pytest.raises(ScanError, match="several patients or studies"):
+        read(series)
+
+
 def test_files_without_a_preamble_are_read_if_they_say_what_they_are(series: Path):
     for file in series.glob("*.dcm"):
         dataset = pydicom.dcmread(file)
@@ -739,8 +772,12 @@ def test_real_series_has_the_spacing_of_its_positions_and_not_its_thickness(shar
 @pytest.mark.parametrize("plane", ["coronal", "sagittal"])
 @pytest.mark.parametrize("patient", ["A048383", "A098752"])
 def test_real_reformats_are_refused(shared: Path, patient: str, plane: str):
-    with pytest.raises(ScanError, match=f"only {plane} images"):
-        read(shared / "covid_ny_sbu_single_slices" / patient / plane)
+    folder = shared / "covid_ny_sbu_single_slices" / patient / plane
+    for file in folder.iterdir():
+        with pytest.raises(ScanError, match=f"only {plane} images"):
+            read(file)
+    with pytest.raises(ScanError, match="several patients or studies"):  # two dates
+        read(folder)
 
 
 def test_a_real_scan_without_an_intercept_is_in_hu_all_the_same(shared: Path):

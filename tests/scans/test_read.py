@@ -103,7 +103,7 @@ def images(folder: Path) -> None:
     (folder / "made").rmdir()
 
 
-@pytest.mark.parametrize("pair", itertools.combinations((slices, images, volume("a.nii"), volume("b.nii.gz")), 2))
+@pytest.mark.parametrize("pair", list(itertools.combinations((slices, images, volume("a.nii"), volume("b.nii.gz")), 2)))
 def test_a_folder_with_two_scans_is_refused(tmp_path: Path, pair):
     for write in pair:
         (tmp_path / "scan").mkdir(exist_ok=True)
