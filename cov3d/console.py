@@ -53,6 +53,11 @@ def few(names: Sequence[str], separator: str = ", ") -> str:
     )
 
 
+def plural(count: int, noun: str) -> str:
+    """``1 slice``, ``2 slices``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def natural(name: str) -> list[tuple[int, int, str]]:
     """A key that sorts scan 2 before scan 10."""
     return [

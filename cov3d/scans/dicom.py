@@ -11,15 +11,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from pydicom.tag import Tag
 
 from cov3d.config import Reading
+from cov3d.console import plural
 from cov3d.errors import ScanError
-from cov3d.scans.dicom_files import parts, split_address
-from cov3d.scans.dicom_headers import Headers, Slice, header, read_headers
+from cov3d.scans.dicom_files import split_address
+from cov3d.scans.dicom_headers import Headers, Slice, read_headers
 from cov3d.scans.dicom_pixels import DicomSlices, Image, Turn
 from cov3d.scans.dicom_stack import Stack, stacks_of
-from cov3d.scans.scan import LOSS, MOST_SLICES, UNREADABLE_SHARE, Flaw, Scan, SliceError, check_loss
+from cov3d.scans.dicom_study import identity, parts
+from cov3d.scans.scan import GAP, LOSS, MOST_SLICES, UNREADABLE_SHARE, Flaw, Scan, SliceError, check_loss
 from cov3d.scans.value_range import measure, unit_of
 from cov3d.scans.volume import canonical_turn, check_axes, check_spacing
 
@@ -45,7 +46,8 @@ def read_dicom(path: Path, reading: Reading) -> Scan:
     stacks = stacks_of(_wanted(path, headers, reading, number))
     stack = _choose(path, stacks, number)
     _check(path, stack, stacks)
-    return _scan(path, stack, reading, _unreadable(headers), _remarks(headers, stacks, stack))
+    others = [other for other in stacks if number is None or other.plane != "axial"]  # else they are scans themselves
+    return _scan(path, stack, reading, _flaws(headers, stack), _remarks(headers, others, stack))
 
 
 def series_of(path: Path) -> list[Path]:
@@ -62,26 +64,8 @@ def patient_of(path: Path) -> str:
     with suppress(ScanError, OSError):
         if number is not None:  # a folder of several series may hold several patients
             return _axial(stacks_of(read_headers(parts(source)).slices))[number - 1].slices[0].patient
-        for part in parts(source)[:1]:
-            return str(header(part, [Tag("PatientID")]).get("PatientID", ""))
+        return identity(parts(source)[0]).patient
     return ""
-
-
-def one_study(folders: Sequence[Path]) -> bool:
-    """Whether folders of DICOM files are series of one study, as hospitals export them: a scout, the scan, reformats."""
-    studies, series = set(), set()
-    for folder in folders:
-        files = parts(folder)
-        for part in files[:1] + files[-1:]:
-            try:
-                said = header(part, [Tag("StudyInstanceUID"), Tag("PatientID"), Tag("SeriesInstanceUID")])
-            except (ScanError, OSError):
-                return False
-            # As text: a backslash in an id makes it a list.
-            studies.add(tuple(str(said[name].value) for name in ("StudyInstanceUID", "PatientID") if said.get(name)))
-            series.add((folder, str(said.get("SeriesInstanceUID"))))
-    spread = len({uid for _, uid in series})  # one series over all folders, or each folder its own
-    return len(studies) == 1 and spread in (1, len(series)) and len(next(iter(studies))) == 2
 
 
 # Choosing
@@ -104,7 +88,12 @@ def _wanted(path: Path, headers: Headers, reading: Reading, number: int | None) 
 def _axial(stacks: Sequence[Stack]) -> list[Stack]:
     """The axial stacks, the largest first."""
     axial = [stack for stack in stacks if stack.plane == "axial"]
-    return sorted(axial, key=lambda stack: (-len(stack.slices), stack.slices[0].series, stack.acquisition or ""))
+    return sorted(axial, key=lambda stack: (-len(stack.slices), *_order(stack.slices[0])))
+
+
+def _order(first: Slice) -> tuple[bool, str, str]:
+    """Of stacks with as many slices, what the scanner measured comes before what was computed from it."""
+    return first.derived, first.series, first.acquisition
 
 
 def _choose(path: Path, stacks: Sequence[Stack], number: int | None) -> Stack:
@@ -128,14 +117,17 @@ def _check(path: Path, stack: Stack, stacks: Sequence[Stack]) -> None:
     if len(stack.slices) > MOST_SLICES:
         raise ScanError(path, f"{len(stack.slices)} slices are more than {MOST_SLICES}; is this one scan?")
     for item in stack.slices:
-        if item.syntax:
-            raise ScanError(path, f"pixels stored as {item.syntax} cannot be decoded here; convert them first")
-    kin = [other for other in stacks if other is not stack and other.plane == "axial" and other.acquisition is None]
+        if item.undecodable:
+            raise ScanError(path, f"pixels stored as {item.undecodable} cannot be decoded here; convert them first")
+    unsaid = Counter(item.unsaid for item in stack.slices)
+    if len(unsaid) > 1:
+        text = f"{unsaid[()]} of its {len(stack.slices)} images have a RescaleSlope and RescaleIntercept, and the others not"
+        raise ScanError(path, f"{text}, so their values cannot be compared; export the series again")
+    kin = [other for other in stacks if other is not stack and other.plane == "axial" and not other.parted]
     lost = sum(len(other.slices) for other in kin if other.slices[0].series == stack.slices[0].series)
     if lost > UNREADABLE_SHARE * len(stack.slices):
-        raise ScanError(
-            path, f"{lost} images of its series differ from the other {len(stack.slices)} in size or spacing"
-        )
+        text = f"{plural(lost, 'image')} of its series differ from the other {len(stack.slices)} in size or spacing"
+        raise ScanError(path, text)
 
 
 # Reading
@@ -143,25 +135,22 @@ def _check(path: Path, stack: Stack, stacks: Sequence[Stack]) -> None:
 
 def _scan(path: Path, stack: Stack, reading: Reading, flaws: Sequence[Flaw], remarks: Sequence[str]) -> Scan:
     _, oblique = check_axes(path, stack.affine)
-    turn = canonical_turn(stack.affine)
-    if turn[0, 1] < 0:
+    axes = canonical_turn(stack.affine)
+    if axes[0, 1] < 0:
         stack = stack.turned_over()
-    swapped = bool(turn[1, 0] == 2)
-    slices = DicomSlices(
-        [Image(item.part, item.frame, item.slope, item.intercept) for item in stack.slices],
-        Turn(swapped, bool(turn[1 + swapped, 1] < 0), bool(turn[2 - swapped, 1] < 0)),
-    )
-    height, width = (float(mm) for mm in stack.slices[0].spacing[:: -1 if swapped else 1])
+    turn = Turn.of(axes)
+    height, width = (float(mm) for mm in stack.slices[0].spacing[:: -1 if turn.transpose else 1])
     spacing = (abs(stack.step), height, width)
     check_spacing(path, spacing)
+    slices = DicomSlices([Image(item.part, item.frame, item.slope, item.intercept) for item in stack.slices], turn)
     unit = unit_of(measure(_looks(slices)), reading)
     return Scan(
         source=path,
-        slices=slices,
+        slices=slices.times(unit.factor) if unit.name == "grey" else slices,
         unit=unit.name,
         spacing=spacing if len(slices) > 1 else None,
         warnings=(*remarks, *oblique, *unit.warnings),
-        flaws=(*flaws, *stack.flaws),
+        flaws=tuple(flaws),
         reading=reading,
         positions=stack.positions,
     )
@@ -174,9 +163,14 @@ def _looks(slices: DicomSlices) -> Iterator[np.ndarray]:
             yield slices[index]
 
 
-def _unreadable(headers: Headers) -> list[Flaw]:
+def _flaws(headers: Headers, stack: Stack) -> list[Flaw]:
+    """What is wrong with the files, and with where their images lie; an unreadable one may be what is missing there."""
     count = len(headers.unreadable)
-    return [Flaw(LOSS, f"{count} files unreadable and left out ({headers.unreadable[0]})")] if count else []
+    if not count:
+        return list(stack.flaws)
+    lost = f"{plural(count, 'file')} unreadable and left out ({headers.unreadable[0]})"
+    gaps = [flaw._replace(text=f"{flaw.text}; {lost}") for flaw in stack.flaws if flaw.kind == GAP]
+    return [Flaw(LOSS, lost), *gaps]
 
 
 def _remarks(headers: Headers, stacks: Sequence[Stack], stack: Stack) -> list[str]:
@@ -193,8 +187,8 @@ def _remarks(headers: Headers, stacks: Sequence[Stack], stack: Stack) -> list[st
         remarks.append("only 1 slice: the volume is constant along depth")
     elif length < SHORT_MM:
         remarks.append(f"covers only {length:.0f} mm of the body")
-    if not all(item.rescaled for item in stack.slices):
-        remarks.append("no RescaleSlope and RescaleIntercept; stored values are taken for HU")
+    if unsaid := stack.slices[0].unsaid:
+        remarks.append(f"no {' and no '.join(unsaid)}; values are taken for HU without")
     return remarks
 
 
@@ -204,7 +198,7 @@ def _difference(other: Stack, stack: Stack) -> str:
         return f"{other.plane} image"
     if other.slices[0].series != stack.slices[0].series:
         return "image of another series"
-    return "image of another acquisition" if other.acquisition is not None else "image of another size or spacing"
+    return "image of another acquisition" if other.parted else "image of another size or spacing"
 
 
 def _counted(reasons: Counter[str]) -> str:

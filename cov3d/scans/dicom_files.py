@@ -1,75 +1,59 @@
-"""Which files are DICOM: in a folder, below it, or in a zip that is read in memory."""
+"""Which files are DICOM, and how they are opened."""
 
 from __future__ import annotations
 
+import os
 import re
 import stat
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from cov3d.errors import ScanError
-from cov3d.scans.boundary import look_of, patiently
+from cov3d.scans.boundary import patiently
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
-# A zip is read in memory, member by member; what it may promise is bounded before anything is inflated.
-MOST_MEMBERS = 20_000
-LARGEST_MEMBER = 2 * 2**30  # bytes, unpacked
-LARGEST_ARCHIVE = 8 * 2**30
+# What says by its ending that it is something else is not looked into: folders of slices hold thousands of files.
+OTHERS = re.compile(
+    r"\..*|DICOMDIR|.*\.(jpe?g|png|bmp|gif|tiff?|nii|gz|mh[ad]|z?raw|nrrd|zip|7z|rar|tar|tgz|[ct]sv|txt|md|json|xml|html?|pdf|"
+    r"xlsx?|docx?|pt|py|log|ini|inf|db|exe|dll)",
+    re.IGNORECASE,
+)
+HEAD = 132  # bytes: the preamble, and the magic number after it
+# Files older than the magic number begin with an element of the first groups: tag, then its VR or a length below 64 KiB.
+BARE = re.compile(rb"[\x02\x08]\x00[\x00-\x20]\x00([A-Z]{2}|..\x00\x00)", re.DOTALL)
+LARGEST_FILE = 2 * 2**30  # bytes
 ADDRESS = re.compile(r"(?P<source>.+)#(?P<series>[1-9][0-9]{0,3})")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One file that should be DICOM: its name, for messages, and its bytes."""
+    """One file that should be DICOM: its name, for messages, and how it is opened."""
 
     name: str
-    read: Callable[[], bytes]
+    open: Callable[[], BinaryIO]
+
+    def read(self) -> bytes:
+        """All its bytes."""
+        with self.open() as file:
+            return file.read()
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM by its name or, if its name has no ending that says so, by its magic number."""
-    suffix = path.suffix.lower()
-    if suffix in SUFFIXES:
-        return True
-    if path.name.upper() == "DICOMDIR" or (suffix and not suffix[1:].isdigit()):
-        return False
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return False
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+def part_of(file: Path) -> Part:
+    """A file on disk."""
+    return Part(file.name, partial(_open, file))
 
 
-def dicom_files(path: Path) -> list[Path]:
-    """The DICOM files of a scan: a file or zip itself, those directly in a folder, or else all below it."""
-    path = split_address(path)[0]
-    if not path.is_dir():
-        return [path]
-    return _among(sorted(path.iterdir())) or _among(sorted(path.rglob("*")))
-
-
-def _among(paths: list[Path]) -> list[Path]:
-    """The DICOM files among paths and, where there are any, those that may have been: they count as unreadable."""
-    files = [path for path in paths if not path.name.startswith(".") and not path.is_dir()]
-    dicom = {file for file in files if is_dicom(file)}
-    return [file for file in files if file in dicom or _was_dicom(file)] if dicom else []
-
-
-def _was_dicom(path: Path) -> bool:
-    """Whether a file without an ending that says what it is cannot be looked at, or is empty, or holds only zeros."""
-    if path.name.upper() == "DICOMDIR" or (path.suffix and not path.suffix[1:].isdigit()):
-        return False
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return False
-        with path.open("rb") as file:
-            return not any(file.read(132))
-    except OSError:
-        return True
+def _open(file: Path) -> BinaryIO:
+    if not stat.S_ISREG(patiently(file.stat).st_mode):  # a pipe would block for ever
+        raise ScanError(file, "is not an ordinary file")
+    opened = patiently(lambda: file.open("rb"))
+    if os.fstat(opened.fileno()).st_size > LARGEST_FILE:
+        opened.close()
+        raise ScanError(file, f"is larger than {LARGEST_FILE >> 30} GiB, which no CT image is")
+    return opened
 
 
 def split_address(path: Path) -> tuple[Path, int | None]:
@@ -80,69 +64,67 @@ def split_address(path: Path) -> tuple[Path, int | None]:
     return path.with_name(match["source"]), int(match["series"])
 
 
-def parts(path: Path) -> list[Part]:
-    """Every file of a scan that should be DICOM.
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM: by its ending, or, where that says nothing, by how it begins."""
+    return path.suffix.lower() in SUFFIXES or (may_be_dicom(path.name) and begins_as_dicom(_head(path) or b""))
 
-    Raises:
-        ScanError: a zip that is damaged, encrypted, promises too much, or holds no DICOM.
+
+def may_be_dicom(name: str) -> bool:
+    """Whether a file's name leaves it open that it is DICOM."""
+    return OTHERS.fullmatch(name) is None
+
+
+def begins_as_dicom(head: bytes) -> bool:
+    """Whether a file with such first bytes is DICOM."""
+    return head[128:HEAD] == b"DICM" or BARE.match(head) is not None
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The DICOM files directly in a folder and, where there are any, those of the same ending that were: lost ones.
+
+    Files that are empty, hold only zeros or cannot be looked at, so that they count as unreadable.
     """
-    if path.suffix.lower() == ".zip":
-        return _members(path)
-    return [Part(file.name, _reader(file)) for file in dicom_files(path)]
+    files = [path for path in sorted(folder.iterdir()) if may_be_dicom(path.name) and not path.is_dir()]
+    dicom = {file for file in files if is_dicom(file)}
+    endings = {_ending(file) for file in dicom}
+    return [file for file in files if file in dicom or (_ending(file) in endings and _is_lost(file))]
 
 
-def _reader(file: Path) -> Callable[[], bytes]:
-    def read() -> bytes:
-        if not stat.S_ISREG(file.stat().st_mode):
-            raise ScanError(file, "is not an ordinary file")
-        return patiently(file.read_bytes)
-
-    return read
+def _ending(file: Path) -> str:
+    """What a file's name ends in; numbers, as UIDs end in, are no ending."""
+    return "" if file.suffix[1:].isdigit() else file.suffix.lower()
 
 
-def _members(path: Path) -> list[Part]:
+def _is_lost(file: Path) -> bool:
+    head = _head(file)
+    return head is None or not any(head)
+
+
+def _head(path: Path) -> bytes | None:
+    """A file's first bytes; None if it cannot be looked at, and something that is never DICOM of what is no file."""
     try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return b"no file"
         with path.open("rb") as file:
-            raise ScanError(path, look_of(file.read(64))) from None
-    members = [member for member in archive.infolist() if not member.is_dir() and member.file_size]
-    size = sum(member.file_size for member in members)
-    largest = max((member.file_size for member in members), default=0)
-    if len(members) > MOST_MEMBERS or size > LARGEST_ARCHIVE or largest > LARGEST_MEMBER:
-        raise ScanError(
-            path,
-            f"promises {len(members)} files of {size / 2**30:.1f} GiB, more than the {MOST_MEMBERS} files and "
-            f"{LARGEST_ARCHIVE >> 30} GiB that are read from a zip; unpack it first",
-        )
-    if any(member.flag_bits & 1 for member in members):
-        raise ScanError(path, "is encrypted; unpack it first")
-    found = [Part(Path(m.filename).name, _member_reader(archive, m)) for m in members if _is_member(archive, m)]
-    if not found:
-        raise ScanError(path, "holds no DICOM files; unpack it if it holds slices or volumes")
-    return found
+            return file.read(HEAD)
+    except OSError:
+        return None
 
 
-def _is_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
-    path = Path(member.filename)
-    if path.name.startswith(".") or "__MACOSX" in path.parts or path.name.upper() == "DICOMDIR":
-        return False
-    if path.suffix.lower() in SUFFIXES:
-        return True
-    if path.suffix and not path.suffix[1:].isdigit():
-        return False
-    with archive.open(member) as file:
-        return file.read(132)[128:] == b"DICM"
+def folders_below(folder: Path) -> list[Path]:
+    """All folders below, through links too, each once, in order of their names; hidden ones are passed over."""
+    return list(_folders(folder, {_identity(folder)}))
 
 
-def _member_reader(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Callable[[], bytes]:
-    return lambda: archive.read(member)
+def _folders(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith((".", "__MACOSX")) or not path.is_dir() or (identity := _identity(path)) in seen:
+            continue
+        seen.add(identity)
+        yield path
+        yield from _folders(path, seen)
 
 
-def holds_dicom(path: Path) -> bool:
-    """Whether a zip holds DICOM; told from its first members, none of them unpacked whole."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(_is_member(archive, member) for member in archive.infolist()[:64])
-    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError):
-        return False
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino

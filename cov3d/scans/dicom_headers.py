@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-import io
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom.config
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import data_element_generator
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
     CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
     LegacyConvertedEnhancedCTImageStorage,
     UID_dictionary,
 )
 
 from cov3d.errors import ScanError
-from cov3d.scans.boundary import look_of
-from cov3d.scans.dicom_files import Part
+from cov3d.scans.boundary import look_of, patiently
+from cov3d.scans.dicom_files import HEAD, LARGEST_FILE, Part
 from cov3d.scans.dicom_pixels import undecodable
 from cov3d.scans.scan import LARGEST_SIDE, MOST_SLICES
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # its warnings quote headers
 
 CT = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+# In ImageType: what is made of many slices, and shows no place of its own.
+PROJECTIONS = {"MIP", "MINIP", "MAX_IP", "MIN_IP", "PROJECTION IMAGE", "SSD", "VOLUME_RENDER", "SURFACE_RENDER"}
+# RescaleTypes (PS3.3 C.11.1.1.2): iodine, effective atomic number, density, …; some write HU in their own words.
+NOT_HU = {"OD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}
+RESCALE = "PixelValueTransformationSequence"
+TRANSFER_SYNTAX = Tag("TransferSyntaxUID")
 TAGS: list[BaseTag] = [
     Tag(name)
     for name in (
@@ -48,6 +57,9 @@ TAGS: list[BaseTag] = [
         "NumberOfFrames",
         "RescaleSlope",
         "RescaleIntercept",
+        "RescaleType",
+        "BitsStored",
+        "HighBit",
         "SharedFunctionalGroupsSequence",
         "PerFrameFunctionalGroupsSequence",
     )
@@ -70,8 +82,9 @@ class Slice:
     position: np.ndarray  # (3,) of the first pixel's middle
     slope: float
     intercept: float
-    rescaled: bool  # whether the header gave them
-    syntax: str | None  # the name of its transfer syntax, if nothing here decodes it
+    unsaid: tuple[str, ...]  # which of these the header does not say
+    derived: bool  # computed from other images, not from what the scanner measured
+    undecodable: str | None  # the name of its transfer syntax, if nothing here decodes it
 
 
 @dataclass
@@ -97,25 +110,52 @@ def header(part: Part, tags: Sequence[BaseTag]) -> Dataset:
 
     Raises:
         ScanError: it is not DICOM, or damaged; never with a word of what stands in it.
+        OSError: it cannot be read.
     """
-    data = part.read()
+    return patiently(lambda: _header(part, tags))
+
+
+def _header(part: Part, tags: Sequence[BaseTag]) -> Dataset:
     try:
-        return _parse(data, tags)
+        with part.open() as file:
+            _check_inflation(part, file)
+            return _parse(file, tags)
     except (InvalidDicomError, EOFError) as error:
-        raise ScanError(part.name, look_of(data[:64])) from error
-    except (RecursionError, MemoryError, Exception) as error:
+        with part.open() as file:
+            raise ScanError(part.name, look_of(file.read(64))) from error
+    except (OSError, ScanError):
+        raise
+    except Exception as error:
         raise ScanError(part.name, f"has a damaged header ({type(error).__name__})") from error
 
 
-def _parse(data: bytes, tags: Sequence[BaseTag]) -> Dataset:
+def _parse(file: BinaryIO, tags: Sequence[BaseTag]) -> Dataset:
     """Headers with the magic number, and old ones without it if they say what they are."""
     try:
-        return dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=list(tags))
+        return dcmread(file, stop_before_pixels=True, specific_tags=list(tags))
     except InvalidDicomError:
-        found = dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=list(tags), force=True)
+        file.seek(0)
+        found = dcmread(file, stop_before_pixels=True, specific_tags=list(tags), force=True)
         if "SOPClassUID" not in found:
             raise
         return found
+
+
+def _after_meta(tag: int, vr: str | None, length: int) -> bool:
+    return tag >> 16 != 2
+
+
+def _check_inflation(part: Part, file: BinaryIO) -> None:
+    """Raise a ScanError if a deflated file inflates to more than any file may hold: pydicom inflates whatever comes."""
+    file.seek(HEAD if file.read(HEAD)[128:] == b"DICM" else 0)
+    meta = {element.tag: element.value for element in data_element_generator(file, False, True, stop_when=_after_meta)}
+    deflated = (meta.get(TRANSFER_SYNTAX) or b"").strip(b"\0 ") == DeflatedExplicitVRLittleEndian.encode()
+    stream, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while deflated and not stream.eof and (packed := stream.unconsumed_tail or file.read(2**16)):
+        size += len(stream.decompress(packed, 2**22))
+        if size > LARGEST_FILE:
+            raise ScanError(part.name, f"inflates to more than {LARGEST_FILE >> 30} GiB, which no CT image is")
+    file.seek(0)
 
 
 def read_headers(files: Sequence[Part]) -> Headers:
@@ -147,8 +187,11 @@ def _slices(part: Part, dataset: Dataset) -> Iterator[Slice]:
         raise _Aside(UID_dictionary[kind][0] if kind in UID_dictionary else "of an unknown kind")
     if dataset.get("Modality") != "CT":
         raise _Aside("not of modality CT")
-    if "LOCALIZER" in (dataset.get("ImageType") or ()):
+    kinds = _image_type(dataset)
+    if "LOCALIZER" in kinds:
         raise _Aside("localizer")
+    if PROJECTIONS & kinds:
+        raise _Aside("projection of many slices")
     if dataset.get("SamplesPerPixel", 1) != 1:
         raise _Aside("colour picture")
     rows, columns = int(dataset.Rows), int(dataset.Columns)
@@ -177,10 +220,15 @@ def _slice(part: Part, frame: int | None, dataset: Dataset, groups: Sequence[Dat
     axes = orientation.reshape(2, 3)
     if not np.allclose(axes @ axes.T, np.eye(2), atol=0.01):
         raise _Lost("has an orientation that cannot be")
-    slope = _numbers(groups, "PixelValueTransformationSequence", "RescaleSlope", 1)
-    intercept = _numbers(groups, "PixelValueTransformationSequence", "RescaleIntercept", 1)
+    slope = _numbers(groups, RESCALE, "RescaleSlope", 1)
+    intercept = _numbers(groups, RESCALE, "RescaleIntercept", 1)
     if slope is not None and slope[0] == 0:
         raise _Lost("has RescaleSlope 0")
+    if str(_said(groups, RESCALE, "RescaleType")).upper() in NOT_HU:
+        raise _Aside("of values that are no HU")
+    bits = dataset.get("BitsStored")
+    if dataset.get("HighBit", bits and bits - 1) != (bits and bits - 1):
+        raise _Lost("keeps its values in other bits than the lowest")
     return Slice(
         part=part,
         frame=frame,
@@ -194,22 +242,42 @@ def _slice(part: Part, frame: int | None, dataset: Dataset, groups: Sequence[Dat
         position=position,
         slope=1.0 if slope is None else float(slope[0]),
         intercept=0.0 if intercept is None else float(intercept[0]),
-        rescaled=slope is not None and intercept is not None,
-        syntax=undecodable(dataset.file_meta.get("TransferSyntaxUID")),
+        unsaid=tuple(
+            name for name, value in (("RescaleSlope", slope), ("RescaleIntercept", intercept)) if value is None
+        ),
+        derived="DERIVED" in _image_type(dataset),
+        undecodable=undecodable(dataset.file_meta.get("TransferSyntaxUID")),
     )
 
 
-def _numbers(groups: Sequence[Dataset], macro: str, name: str, count: int) -> np.ndarray | None:
-    """An element's finite numbers, from an image's own header or a frame's functional groups; None if they are not there."""
+def _image_type(dataset: Dataset) -> set[str]:
+    value = dataset.get("ImageType") or ()
+    return {value} if isinstance(value, str) else set(value)
+
+
+def _said(groups: Sequence[Dataset], macro: str, name: str) -> Any:
+    """An element's value, from an image's own header or a frame's functional groups; None if it is not there."""
     for group in groups:
         holder = group[macro].value[0] if macro in group and group[macro].value else group
         value = holder.get(name)
-        if value is None or value == "":
-            continue
-        values = [value] if count == 1 else list(value)
-        try:
-            numbers = np.array([float(number) for number in values])
-        except (TypeError, ValueError):
-            return None
-        return numbers if len(numbers) == count and np.isfinite(numbers).all() else None
+        if value is not None and value != "":
+            return value
     return None
+
+
+def _numbers(groups: Sequence[Dataset], macro: str, name: str, count: int) -> np.ndarray | None:
+    """An element's numbers; None if it is not there.
+
+    Raises:
+        _Lost: it holds something else than so many finite numbers.
+    """
+    value = _said(groups, macro, name)
+    if value is None:
+        return None
+    try:
+        numbers = np.array([float(number) for number in ([value] if count == 1 else list(value))])
+    except (TypeError, ValueError):
+        numbers = np.empty(0)
+    if len(numbers) != count or not np.isfinite(numbers).all():
+        raise _Lost(f"has a {name} that is not {'a number' if count == 1 else f'{count} numbers'}")
+    return numbers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from pydicom import dcmread
@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, UID_dictionary
 
+from cov3d.scans.boundary import unheard
 from cov3d.scans.dicom_files import Part
 from cov3d.scans.scan import SliceError
 
@@ -25,6 +26,12 @@ class Turn:
     transpose: bool = False
     flip_rows: bool = False
     flip_columns: bool = False
+
+    @classmethod
+    def of(cls, turn: np.ndarray) -> Turn:
+        """That of nibabel's orientation transform from (slice, row, column) to (D, H, W)."""
+        flipped = {int(axis): flip < 0 for axis, flip in turn}
+        return cls(transpose=int(turn[1, 0]) == 2, flip_rows=flipped[1], flip_columns=flipped[2])
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         if self.transpose:
@@ -42,13 +49,28 @@ class Image:
     intercept: float
 
 
+class Decoder:
+    """Decodes images, and keeps the file that it decoded last: of one with many frames all are asked for in turn."""
+
+    def __init__(self) -> None:
+        self._part: Part | None = None
+        self._dataset = Dataset()
+
+    def __call__(self, part: Part, frame: int | None) -> np.ndarray:
+        """The stored values of an image ``(rows, columns)`` as float32, padding as NaN."""
+        if part is not self._part:
+            self._part, self._dataset = None, Dataset()  # not two of them in memory
+            self._part, self._dataset = part, _whole_dataset(part)
+        return _stored_values(self._dataset, frame)
+
+
 @dataclass(frozen=True)
 class DicomSlices(Sequence):
     """Images as slices: ``slices[k]`` is float32 HU ``(H, W)``."""
 
     images: Sequence[Image]
     turn: Turn
-    _last: dict[Part, Dataset] = field(default_factory=dict)  # a file of many frames is parsed once
+    decode: Decoder = field(default_factory=Decoder)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -56,21 +78,23 @@ class DicomSlices(Sequence):
     def __getitem__(self, index):
         image = self.images[index]
         try:
-            stored = stored_values(self._dataset(image.part), image.frame)
-        except (RecursionError, MemoryError, Exception) as error:
+            with unheard():
+                stored = self.decode(image.part, image.frame)
+        except Exception as error:
             raise SliceError(index, f"{image.part.name} {cause_of(error)}") from error
-        hu = stored.astype(np.float32) * np.float32(image.slope) + np.float32(image.intercept)
+        hu = stored * np.float32(image.slope) + np.float32(image.intercept)
         hu[np.isnan(stored)] = AIR_HU
         return np.ascontiguousarray(self.turn(hu))
 
-    def _dataset(self, part: Part) -> Dataset:
-        if part not in self._last:
-            self._last.clear()
-            self._last[part] = whole_dataset(part)
-        return self._last[part]
+    def times(self, factor: float) -> DicomSlices:
+        """The same, all values multiplied."""
+        images = [
+            replace(image, slope=factor * image.slope, intercept=factor * image.intercept) for image in self.images
+        ]
+        return replace(self, images=images)
 
 
-def whole_dataset(part: Part) -> Dataset:
+def _whole_dataset(part: Part) -> Dataset:
     """A file with its pixels; one too old to say its transfer syntax gets the one that it turned out to be written in."""
     dataset = dcmread(io.BytesIO(part.read()), force=True)
     if "TransferSyntaxUID" not in dataset.file_meta:
@@ -80,17 +104,14 @@ def whole_dataset(part: Part) -> Dataset:
     return dataset
 
 
-def stored_values(dataset: Dataset, frame: int | None = None) -> np.ndarray:
-    """The stored values of an image ``(rows, columns)`` as float32, padding as NaN.
+def _stored_values(dataset: Dataset, frame: int | None) -> np.ndarray:
+    """Stored values as float32, padding as NaN; bits above the stored ones, where some keep overlays, are cleared.
 
     MONOCHROME1 is a way to show an image, not to store HU: nothing is inverted.
     """
     stored = pixel_array(dataset, raw=True, index=frame)
-    padding = _padding(dataset, stored)
-    if not dataset.file_meta.TransferSyntaxUID.is_compressed:
-        stored = _without_overlay_bits(stored, dataset)
     values = stored.astype(np.float32)
-    values[padding] = np.nan
+    values[_padding(dataset, stored)] = np.nan
     return values
 
 
@@ -101,15 +122,6 @@ def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
     limit = dataset.get("PixelPaddingRangeLimit")
     low, high = sorted((value, limit if isinstance(limit, int) else value))
     return (stored >= low) & (stored <= high)
-
-
-def _without_overlay_bits(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """The bits that are the image's: some scanners keep overlays in the others."""
-    allocated, bits = int(dataset.BitsAllocated), int(dataset.BitsStored)
-    above = allocated - 1 - int(dataset.get("HighBit", bits - 1))
-    if bits == allocated or not 0 <= above <= allocated - bits:
-        return stored
-    return (stored << above) >> (allocated - bits)  # of a signed type this extends the sign
 
 
 def cause_of(error: BaseException) -> str:

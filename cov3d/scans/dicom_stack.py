@@ -10,12 +10,13 @@ from itertools import pairwise
 
 import numpy as np
 
+from cov3d.console import plural
 from cov3d.scans.dicom_headers import Slice
-from cov3d.scans.dicom_pixels import stored_values, whole_dataset
+from cov3d.scans.dicom_pixels import Decoder
 from cov3d.scans.scan import GAP, Flaw
 from cov3d.scans.volume import LPS_TO_RAS
 
-SAME_PLACE_MM = 0.01
+SAME_PLACE_MM = 0.09  # less than any slices are apart
 # Distances of slices may differ by so much, in mm or as a share, before a stack is uneven.
 UNEVEN_MM, UNEVEN_SHARE = 0.1, 0.05
 TILT_DEGREES = 1.0
@@ -31,7 +32,7 @@ class Stack:
 
     slices: tuple[Slice, ...]
     duplicates: int = 0
-    acquisition: str | None = None  # if the series was parted by it
+    parted: bool = False  # one acquisition of a series that holds several
     problem: str = ""  # what nobody can forgive
 
     @property
@@ -113,7 +114,7 @@ def _stacks(group: Sequence[Slice]) -> list[Stack]:
     parted = [[item for item in group if item.acquisition == number] for number in acquisitions]
     if len(parted) == 1 or not (stack.problem or _overlap(parted)):
         return [stack]
-    return [replace(_pile(part), acquisition=number) for number, part in zip(acquisitions, parted, strict=True)]
+    return [replace(_pile(part), parted=True) for part in parted]
 
 
 def _overlap(parted: Sequence[Sequence[Slice]]) -> bool:
@@ -133,30 +134,29 @@ def _places(group: Sequence[Slice], normal: np.ndarray) -> np.ndarray:
 def _pile(group: Sequence[Slice]) -> Stack:
     """Images in order along their normal, each place once."""
     ordered = sorted(group, key=lambda item: float(item.position @ np.cross(*group[0].orientation)))
-    places = Stack(tuple(ordered)).places
-    kept: list[Slice] = []
-    twice = different = 0
-    begin = 0
-    for end in range(1, len(ordered) + 1):
-        if end < len(ordered) and places[end] - places[end - 1] < SAME_PLACE_MM:
+    apart = np.flatnonzero(np.diff(Stack(tuple(ordered)).places) >= SAME_PLACE_MM) + 1
+    places = [ordered[begin:end] for begin, end in pairwise([0, *apart.tolist(), len(ordered)])]
+    digests = _digests([item for place in places if len(place) > 1 for item in place])
+    kept, different = [], 0
+    for place in places:
+        whole = [item for item in place if digests.get(id(item))] or place  # one copy may be cut
+        different += len({digests.get(id(item)) for item in whole}) > 1
+        kept.append(whole[0])
+    problem = f"several different images at {plural(different, 'place')} (phases or reconstructions?); keep one of each"
+    return Stack(tuple(kept), duplicates=len(ordered) - len(kept), problem=problem if different else "")
+
+
+def _digests(items: Sequence[Slice]) -> dict[int, str]:
+    """A hash of each image's values, by the image's identity; empty if it cannot be decoded."""
+    decode, digests = Decoder(), {}
+    for item in sorted(items, key=lambda item: (item.part.name, id(item.part), item.frame or 0)):  # file by file
+        try:
+            values = decode(item.part, item.frame)
+        except Exception:  # it is said when it is read
+            digests[id(item)] = ""
             continue
-        here = ordered[begin:end]
-        begin = end
-        kept.append(here[0])
-        if len(here) > 1:
-            twice += len(here) - 1
-            different += len({_digest(item) for item in here}) > 1
-    problem = f"{different} places hold several different images (phases or reconstructions?); keep one of each"
-    return Stack(tuple(kept), duplicates=twice, problem=problem if different else "")
-
-
-def _digest(item: Slice) -> str:
-    """A hash of an image's values; of one that cannot be decoded, of its bytes."""
-    try:
-        values = stored_values(whole_dataset(item.part), item.frame)
-        return hashlib.sha256(repr((item.slope, item.intercept)).encode() + values.tobytes()).hexdigest()
-    except Exception:
-        return hashlib.sha256(item.part.read()).hexdigest()
+        digests[id(item)] = hashlib.sha256(repr((item.slope, item.intercept)).encode() + values.tobytes()).hexdigest()
+    return digests
 
 
 def _distances(places: np.ndarray) -> tuple[Flaw, ...]:
@@ -173,7 +173,7 @@ def _distances(places: np.ndarray) -> tuple[Flaw, ...]:
     if (times >= 2).all() and (np.abs(steps[odd] - times * usual) <= tolerance * times).all():
         first = odd[0]
         text = (
-            f"{int((times - 1).sum())} slices missing: {steps[first]:.2f} mm between {places[first]:.2f} and "
+            f"{plural(int((times - 1).sum()), 'slice')} missing: {steps[first]:.2f} mm between {places[first]:.2f} and "
             f"{places[first + 1]:.2f} mm, where the others are {usual:.2f} mm apart"
         )
         return (Flaw(GAP, text if len(odd) == 1 else f"{text}, and {len(odd) - 1} more gaps"),)
@@ -181,17 +181,17 @@ def _distances(places: np.ndarray) -> tuple[Flaw, ...]:
 
 
 def _sideways(stack: Stack) -> tuple[Flaw, ...]:
-    """A gantry that was tilted, or slices that were moved in their plane."""
+    """Slices that were moved in their plane, or a gantry that was tilted."""
     if len(stack.slices) < 2:
         return ()
-    places = stack.places
-    offsets = np.array([item.position for item in stack.slices]) - places[:, None] * stack.normal
-    drift = float(np.linalg.norm(offsets[-1] - offsets[0]))
-    degrees = float(np.rad2deg(np.arctan2(drift, abs(places[-1] - places[0]))))
+    places = stack.places - stack.places[0]
+    offsets = np.array([item.position for item in stack.slices]) - stack.slices[0].position
+    offsets -= places[:, None] * stack.normal
+    drift = np.median(np.diff(offsets, axis=0) / np.diff(places)[:, None], axis=0)  # mm a mm
+    jumps = np.linalg.norm(np.diff(offsets - places[:, None] * drift, axis=0), axis=1)
+    if jumps.max() > max(SIDEWAYS_MM, float(stack.slices[0].spacing.max())):
+        return (Flaw(GAP, f"slices are moved sideways by up to {jumps.max():.1f} mm"),)
+    degrees = float(np.rad2deg(np.arctan(np.linalg.norm(drift))))
     if degrees > TILT_DEGREES:
         return (Flaw(GAP, f"the gantry was tilted: slices move {degrees:.1f} degrees off their normal"),)
-    moved = float(np.linalg.norm(offsets - offsets[0], axis=1).max())
-    pixel = float(stack.slices[0].spacing.max())
-    if moved > max(SIDEWAYS_MM, pixel) and moved > 2 * drift:
-        return (Flaw(GAP, f"slices are moved sideways by up to {moved:.1f} mm"),)
     return ()

@@ -10,7 +10,7 @@ from pathlib import Path
 from cov3d.console import few
 from cov3d.errors import Cov3dError, StudyError
 from cov3d.labels import SEVERITY_TABLES, UNKNOWN, parse_presence
-from cov3d.scans.read import find_scans, scan_name
+from cov3d.scans.read import find_scans, lost_scans, scan_name
 from cov3d.scans.severity_table import grade
 from cov3d.scans.study import CLASS_FOLDERS, PARTITIONS, TEST, TRAIN, Findings, Row, name_below
 from cov3d.tables import SUFFIXES, read_columns
@@ -66,7 +66,8 @@ def cov19_ct_db(root: Path) -> Findings | None:
         return None
     found = Findings()
     for split, presence, folder in folders:
-        found.rows += [Row(name_below(path, root), path, presence, split=split) for path in find_scans(folder)]
+        scans = [*find_scans(folder), *lost_scans(folder)]
+        found.rows += [Row(name_below(path, root), path, presence, split=split) for path in scans]
     given: dict[str, str] = {}
     for split in SEVERITY_TABLES:
         table = _severity_table(root, split)

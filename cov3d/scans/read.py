@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,12 @@ from cov3d.config import Reading
 from cov3d.console import few, natural
 from cov3d.errors import Cov3dError, ScanError, SettingError
 from cov3d.scans.boundary import boundary, check_regular, patiently
-from cov3d.scans.dicom_files import dicom_files, holds_dicom, is_dicom, split_address
-from cov3d.scans.scan import FORMS, Scan
+from cov3d.scans.dicom_files import files_in, folders_below, is_dicom, split_address
+from cov3d.scans.scan import SUPPORTED, Scan
 from cov3d.scans.slices import SLICE_NAME, read_slices, slice_files
 
 ARCHIVES = (".7z", ".rar", ".tar", ".tgz", ".tar.gz")
+LITTER = ("thumbs.db", "desktop.ini")  # what Windows leaves in folders
 
 
 def read(path: str | Path, reading: Reading | None = None) -> Scan:
@@ -29,13 +29,13 @@ def read(path: str | Path, reading: Reading | None = None) -> Scan:
     """
     path = Path(path)
     with boundary(path):
-        return patiently(lambda: _form(path).read(path, reading or Reading()))
+        return patiently(lambda: _reader(path).read(path, reading or Reading()))
 
 
 def scan_files(path: Path) -> list[Path]:
     """The files that a scan is made of."""
     with boundary(path):
-        return patiently(lambda: _form(path).files(path))
+        return patiently(lambda: _reader(path).files(path))
 
 
 def scan_name(path: Path) -> str:
@@ -47,10 +47,23 @@ def scan_name(path: Path) -> str:
 
 
 def find_scans(folder: str | Path) -> list[Path]:
-    """All scans in ``folder`` and below, in natural order: each folder of slices or DICOM files, each volume file."""
+    """All scans in ``folder`` and below, in natural order: each folder of slices or DICOM files, each volume file.
+
+    An archive is one, too, and fails when it is read: it may hold what was asked for.
+    """
     folder = Path(folder)
-    found = _whole_studies(folder, list(dict.fromkeys(_find(folder, set()))))
+    found = list(dict.fromkeys(_find(folder, set())))
+    dicom = [path for path in found if path.is_dir() and _is_dicom_folder(path)]
+    found = [path for path in found if path not in set(dicom)] + _whole_studies(folder, dicom)
     return sorted(found, key=lambda path: natural(path.as_posix()))
+
+
+def lost_scans(folder: Path) -> list[Path]:
+    """Folders below ``folder`` that hold nothing: what is left of a scan that was not copied. They fail when they are read."""
+    try:
+        return [below for below in folders_below(folder) if _is_empty(below)]
+    except OSError:  # what cannot be looked into is found as a scan, and fails
+        return []
 
 
 def ask_scans(asked: Iterable[str | Path], reading: Reading | None = None) -> list[Path]:
@@ -68,10 +81,10 @@ def ask_scans(asked: Iterable[str | Path], reading: Reading | None = None) -> li
         raise SettingError("name the scans, or folders of scans")
     found = {path: find_scans(path) if _is_folder(path) else [path] for path in paths}
     if not any(found.values()):
-        raise Cov3dError(f"{', '.join(map(str, paths))}: no scans found (looked for {FORMS})")
+        raise Cov3dError(f"{', '.join(map(str, paths))}: no scans found (looked for {SUPPORTED})")
     scans: dict[str, Path] = {}
     for path in paths:
-        for whole in found[path] or [path]:
+        for whole in [*(found[path] or [path]), *lost_scans(path)]:
             for scan in each_series(whole, reading or Reading()):
                 scans.setdefault(os.path.realpath(scan), scan)
     return sorted(scans.values(), key=lambda path: natural(path.as_posix()))
@@ -81,8 +94,8 @@ def ask_scans(asked: Iterable[str | Path], reading: Reading | None = None) -> li
 
 
 @dataclass(frozen=True)
-class Form:
-    """A form that scans come in: how it is read, and which files it is made of."""
+class Reader:
+    """Who reads a form of scan, and knows which files such a scan is made of."""
 
     read: Callable[[Path, Reading], Scan]
     files: Callable[[Path], list[Path]] = lambda path: [path]
@@ -105,12 +118,12 @@ def is_dicom_scan(path: Path) -> bool:
     """Whether a scan is read as DICOM."""
     try:
         with boundary(path):
-            return _form(path) is DICOM
+            return _reader(path) is DICOM
     except ScanError:
         return False
 
 
-def _form(path: Path) -> Form:
+def _reader(path: Path) -> Reader:
     """The form of the scan at a path.
 
     Raises:
@@ -118,18 +131,18 @@ def _form(path: Path) -> Form:
     """
     path, series = split_address(path)
     if path.is_dir():
-        return _folder_form(path)
-    form = _volume_form(path)
+        return _folder_reader(path)
+    form = _file_reader(path)
     if form is None or (series and form is not DICOM):
         path.stat()  # a file that is not there is said to be so
         if path.name.lower().endswith(ARCHIVES):
             raise ScanError(path, "is an archive; unpack it first")
-        raise ScanError(path, f"is no form of scan that cov3d reads ({FORMS})")
+        raise ScanError(path, f"is no form of scan that cov3d reads ({SUPPORTED})")
     check_regular(path)
     return form
 
 
-def _folder_form(folder: Path) -> Form:
+def _folder_reader(folder: Path) -> Reader:
     """Slices, DICOM, or the only volume of a folder."""
     entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and not path.is_dir()]
     slices, dicom = slice_files(folder)[:1], [path for path in entries if is_dicom(path)][:1]
@@ -139,18 +152,21 @@ def _folder_form(folder: Path) -> Form:
         raise ScanError(folder, f"holds several scans, and nobody can say which is meant ({names}); keep them apart")
     if volumes:
         form = VOLUMES[next(suffix for suffix in VOLUMES if volumes[0].name.lower().endswith(suffix))]
-        return Form(lambda _, reading: form.read(volumes[0], reading), lambda _: form.files(volumes[0]))
-    return DICOM if dicom or (not slices and dicom_files(folder)) else SLICES
+        return Reader(lambda _, reading: form.read(volumes[0], reading), lambda _: form.files(volumes[0]))
+    return DICOM if dicom or (not slices and any(map(files_in, folders_below(folder)))) else SLICES
+
+
+# Each library takes half a second to import; who reads slices does without them.
 
 
 def _nifti(path: Path, reading: Reading) -> Scan:
-    from cov3d.scans.nifti import read_nifti  # nibabel takes half a second; JPEG folders do without it
+    from cov3d.scans.nifti import read_nifti
 
     return read_nifti(path, reading)
 
 
 def _itk(path: Path, reading: Reading) -> Scan:
-    from cov3d.scans.itk import read_itk  # so does SimpleITK
+    from cov3d.scans.itk import read_itk
 
     return read_itk(path, reading)
 
@@ -167,11 +183,17 @@ def _dicom(path: Path, reading: Reading) -> Scan:
     return read_dicom(path, reading)
 
 
-SLICES = Form(read_slices, slice_files)
-DICOM = Form(_dicom, dicom_files)
-NIFTI = Form(_nifti)
-ITK = Form(_itk, _itk_files)
-VOLUMES: dict[str, Form] = {
+def _dicom_files(path: Path) -> list[Path]:
+    from cov3d.scans.dicom_study import dicom_files
+
+    return dicom_files(path)
+
+
+SLICES = Reader(read_slices, slice_files)
+DICOM = Reader(_dicom, _dicom_files)
+NIFTI = Reader(_nifti)
+ITK = Reader(_itk, _itk_files)
+VOLUMES: dict[str, Reader] = {
     ".nii.gz": NIFTI,
     ".nii": NIFTI,
     ".mha": ITK,
@@ -181,7 +203,7 @@ VOLUMES: dict[str, Form] = {
 }
 
 
-def _volume_form(path: Path) -> Form | None:
+def _file_reader(path: Path) -> Reader | None:
     """The form of a single file."""
     name = path.name.lower()
     return next((form for suffix, form in VOLUMES.items() if name.endswith(suffix)), DICOM if is_dicom(path) else None)
@@ -203,55 +225,42 @@ def _find(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
     if (status.st_dev, status.st_ino) in seen:
         return
     seen.add((status.st_dev, status.st_ino))
-    files = [Path(entry.path) for entry in entries if not entry.name.startswith(".") and not _is_folder(entry)]
+    entries = [entry for entry in entries if not entry.name.startswith((".", "__MACOSX"))]
+    files = [Path(entry.path) for entry in entries if not _is_folder(entry)]
     is_scan = any(SLICE_NAME.fullmatch(file.name) for file in files) or any(map(is_dicom, files))
     if is_scan:
         yield folder
     for file in files:
-        if not is_scan and _is_volume(file):
+        if file.name.lower().endswith((".zip", *ARCHIVES) if is_scan else (*VOLUMES, *ARCHIVES)):
             yield file
     for entry in entries:
-        if _is_folder(entry) and not entry.name.startswith((".", "__MACOSX")):
+        if _is_folder(entry):
             yield from _find(Path(entry.path), seen)
 
 
-def _is_volume(file: Path) -> bool:
-    name = file.name.lower()
-    if name.endswith(".zip"):
-        return file.is_file() and holds_dicom(file)  # a pipe would block for ever
-    return name.endswith(tuple(VOLUMES))
+def _is_empty(folder: Path) -> bool:
+    return all(path.name.startswith(".") or path.name.lower() in LITTER for path in folder.iterdir())
 
 
-def _whole_studies(root: Path, scans: list[Path]) -> list[Path]:
-    """The same with the folders that hospitals export a study in, one for each series, taken together as one scan.
-
-    The folder that was asked for holds scans and is none: its folders may be patients whom a de-identification made one.
-    """
-    by_parent: dict[Path, list[Path]] = defaultdict(list)
-    for scan in scans:
-        if scan.is_dir() and scan.parent != root:
-            by_parent[scan.parent].append(scan)
-    for parent, folders in by_parent.items():
-        if len(folders) > 1 and not any(map(_holds_slices, folders)) and _one_study(parent, folders):
-            scans = [parent, *(scan for scan in scans if scan not in folders)]
-    return scans
-
-
-def _one_study(parent: Path, folders: list[Path]) -> bool:
-    from cov3d.scans.dicom import one_study
-
+def _is_dicom_folder(folder: Path) -> bool:
+    """Whether a folder's scan is read as DICOM; one that cannot be read is left as it is."""
     try:
-        with boundary(parent):
-            return one_study(folders)
-    except ScanError:  # each of them fails when it is read
+        with boundary(folder):
+            return bool(files_in(folder)) and not slice_files(folder)
+    except ScanError:
         return False
 
 
-def _holds_slices(folder: Path) -> bool:
+def _whole_studies(root: Path, folders: list[Path]) -> list[Path]:
+    if len(folders) < 2:
+        return folders
+    from cov3d.scans.dicom_study import whole_studies
+
     try:
-        return bool(slice_files(folder))
-    except (ScanError, OSError):  # it is a scan that cannot be read
-        return True
+        with boundary(root):
+            return whole_studies(root, folders)
+    except ScanError:  # each of them fails when it is read
+        return folders
 
 
 def _is_folder(entry: Path | os.DirEntry) -> bool:

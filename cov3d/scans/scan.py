@@ -12,7 +12,7 @@ import numpy as np
 from cov3d.config import Reading
 from cov3d.errors import ScanError
 
-FORMS = "folders of 0.jpg, 1.jpg, … or .png; folders or .zip of DICOM; .nii, .nii.gz, .mha, .mhd, .nrrd"
+SUPPORTED = "folders of 0.jpg, 1.jpg, … or .png; folders or .zip of DICOM; .nii, .nii.gz, .mha, .mhd, .nrrd"
 # A scan fails when more than this share of its slices cannot be read.
 UNREADABLE_SHARE = 0.1
 # Larger slices or scans are refused before they are decoded: no chest CT is, and a few bytes can promise any size.

@@ -15,7 +15,7 @@ from cov3d.config import Reading
 from cov3d.console import few
 from cov3d.errors import ScanError
 from cov3d.scans.boundary import check_regular, look_of, patiently
-from cov3d.scans.scan import FORMS, LARGEST_SIDE, LOSS, MOST_SLICES, Flaw, Scan, SliceError, check_loss
+from cov3d.scans.scan import LARGEST_SIDE, LOSS, MOST_SLICES, SUPPORTED, Flaw, Scan, SliceError, check_loss
 
 # Colour is looked for in so many slices of a scan: text burned into one stands in its neighbours, too.
 COLOUR_LOOKS = 5
@@ -60,7 +60,7 @@ def read_slices(folder: Path, reading: Reading) -> Scan:
     """
     files = slice_files(folder)
     if not files:
-        raise ScanError(folder, f"no scan found (looked for {FORMS})")
+        raise ScanError(folder, f"no scan found (looked for {SUPPORTED})")
     if len(files) > MOST_SLICES:
         raise ScanError(folder, f"{len(files)} slices are more than {MOST_SLICES}; is this one scan?")
     if reading.range == "hu":

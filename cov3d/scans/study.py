@@ -14,7 +14,7 @@ from cov3d.console import few, natural
 from cov3d.errors import StudyError
 from cov3d.labels import UNKNOWN
 from cov3d.scans.read import find_scans
-from cov3d.scans.scan import FORMS
+from cov3d.scans.scan import SUPPORTED
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 # How the parts of a study are called, in folders' names and in tables.
@@ -133,7 +133,7 @@ def _study(source: Path, findings: Findings) -> Study:
         raise StudyError(f"{source}: {len(problems)} {noun}: {shown}")
     if not rows:
         raise StudyError(
-            f"{source}: no scans found (looked for {FORMS}; for train/covid and its like; for one table of scans)"
+            f"{source}: no scans found (looked for {SUPPORTED}; for train/covid and its like; for one table of scans)"
         )
     return Study(source, tuple(sorted(rows, key=lambda row: natural(row.scan))), tuple(warnings))
 

@@ -34,6 +34,7 @@ from cov3d import Preprocessing, preprocess, read
 from cov3d.config import Reading
 from cov3d.errors import ScanError
 from cov3d.forms import write_dicom
+from cov3d.scans import dicom_pixels
 from cov3d.scans.read import ask_scans, find_scans, scan_files
 
 SPACING = (0.7, 0.9, 0.8)
@@ -427,7 +428,7 @@ def test_a_larger_series_with_a_gap_is_not_taken_for_a_regular_one(series: Path,
 def test_a_tiny_regular_series_does_not_stand_in_for_the_scan(series: Path):
     other_series(series)
     in_order(series)[20].unlink()
-    with pytest.raises(ScanError, match="1 slices missing"):
+    with pytest.raises(ScanError, match="1 slice missing"):
         read(series)
 
 
@@ -506,12 +507,12 @@ def axes(*orientation: float) -> Callable[[Path], object]:
 
 
 REFUSED = {
-    "two phases at the same places": (two_phases, "40 places hold several different images"),
+    "two phases at the same places": (two_phases, "several different images at 40 places"),
     "two patients": (two_patients, "images of several patients"),
     "no positions": (without("ImagePositionPatient"), "without ImagePositionPatient or ImageOrientationPatient"),
     "no orientation": (without("ImageOrientationPatient"), "without ImagePositionPatient or ImageOrientation"),
     "no spacing": (without("PixelSpacing"), "without PixelSpacing in mm"),
-    "a comma in the spacing": (raw("PixelSpacing", b"0,7\\0,7 "), "without PixelSpacing in mm"),
+    "a comma in the spacing": (raw("PixelSpacing", b"0,7\\0,7 "), "has a PixelSpacing that is not 2 numbers"),
     "no spacing at all": (with_(PixelSpacing=[0, 0]), "without PixelSpacing in mm"),
     "slope 0": (with_(RescaleSlope=0), "RescaleSlope 0"),
     "MR": (with_(Modality="MR"), "not of modality CT (40)"),
@@ -584,7 +585,7 @@ def test_a_damaged_file_never_only_moves_its_neighbours(series: Path, damage: st
     try:
         tensor = preprocess(read(series), settings)
     except ScanError as error:
-        assert "1 slices missing" in str(error)
+        assert "1 slice missing" in str(error)
         tensor = preprocess(read(series, GAPS), settings)
     assert np.abs(tensor - whole)[0, :18].max() <= 2
     assert np.abs(tensor - whole)[0, 24:].max() <= 2
@@ -596,7 +597,7 @@ def test_a_damaged_file_is_named_where_no_gap_tells(series: Path):
     in_order(series)[-1].write_bytes(b"")
     name = next(file.name for file in series.iterdir() if not file.stat().st_size)
     scan = read(series)
-    assert scan.remarks[0] == f"1 files unreadable and left out ({name} is empty (zero bytes); copy it again)"
+    assert scan.remarks[0] == f"1 file unreadable and left out ({name} is empty (zero bytes); copy it again)"
 
 
 def test_more_than_a_tenth_damaged_fails_the_scan(series: Path):
@@ -649,7 +650,7 @@ def test_a_lost_file_without_an_ending_is_missed(series: Path, content: bytes):
     renamed(series, NAMES["no extension"])
     last = max(series.iterdir(), key=lambda file: float(pydicom.dcmread(file).ImagePositionPatient[2]))
     last.write_bytes(content)
-    assert "1 files unreadable and left out" in read(series).remarks[0]
+    assert "1 file unreadable and left out" in read(series).remarks[0]
     with pytest.raises(ScanError, match="--strict refuses"):
         read(series, Reading(strict=True))
 
@@ -676,16 +677,6 @@ def test_two_studies_in_a_folder_are_not_guessed_from(series: Path):
         read(series)
 
 
-def test_files_without_a_preamble_are_read_if_they_say_what_they_are(series: Path):
-    for file in series.glob("*.dcm"):
-        dataset = pydicom.dcmread(file)
-        dataset.preamble = None
-        bare = Dataset()
-        bare.update(dataset)
-        pydicom.dcmwrite(file, bare, implicit_vr=True, little_endian=True)
-    np.testing.assert_array_equal(read(series).voxels, HU)
-
-
 def zipped(folder: Path, path: Path, prefix: str = "export/../../", **options: object) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(folder.iterdir()):
@@ -704,7 +695,7 @@ def test_a_zip_is_read_in_memory_and_nothing_leaves_it(series: Path, tmp_path: P
 
 def test_a_zip_that_promises_too_much_is_refused(series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = zipped(series, tmp_path / "scan.zip")
-    monkeypatch.setattr("cov3d.scans.dicom_files.LARGEST_ARCHIVE", 10_000)
+    monkeypatch.setattr("cov3d.scans.dicom_zip.LARGEST_ARCHIVE", 10_000)
     with pytest.raises(ScanError, match="more than the 20000 files and"):
         read(path)
 
@@ -713,7 +704,7 @@ def test_a_zip_without_dicom_is_no_scan(tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "0.jpg").write_bytes(b"x")
     path = zipped(tmp_path / "a", tmp_path / "slices.zip")
-    assert path not in find_scans(tmp_path)
+    assert path in find_scans(tmp_path)  # it costs a row, and does not vanish
     with pytest.raises(ScanError, match="holds no DICOM files; unpack it"):
         read(path)
 
@@ -750,6 +741,238 @@ def test_slices_beside_dicom_are_ambiguous(series: Path):
     (series / "0.jpg").write_bytes(b"")
     with pytest.raises(ScanError, match="holds several scans"):
         read(series)
+
+
+def test_an_unlisted_ending_is_looked_into(series: Path):
+    """Half of the files as one archive names them, half as another."""
+    for index, file in enumerate(sorted(series.glob("*.dcm"))):
+        file.rename(file.with_suffix((".dcm", ".CT", ".bak", ".img")[index % 4]))
+    np.testing.assert_array_equal(read(series).voxels, HU)
+    next(series.glob("*.CT")).write_bytes(b"")
+    with pytest.raises(ScanError, match=r"\.CT is empty"):
+        read(series, Reading(strict=True))
+
+
+def without_preamble(series: Path) -> Path:
+    for file in series.glob("*.dcm"):
+        dataset = pydicom.dcmread(file)
+        bare = Dataset()
+        bare.update(dataset)
+        pydicom.dcmwrite(file, bare, implicit_vr=True, little_endian=True)
+    return series
+
+
+@pytest.mark.parametrize("ending", [".dcm", "", ".img"])
+def test_files_without_a_preamble_are_read_if_they_say_what_they_are(series: Path, ending: str):
+    for index, file in enumerate(sorted(without_preamble(series).glob("*.dcm"))):
+        file.rename(series / f"IM{index}{ending}")
+    np.testing.assert_array_equal(read(series).voxels, HU)
+    assert find_scans(series.parent) == [series]
+
+
+def moved(series: Path, folder: Path, which: slice) -> Path:
+    """Some files of a series, by their places, in another folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in in_order(series)[which]:
+        file.rename(folder / file.name)
+    return folder
+
+
+def scout_of(series: Path, folder: Path) -> Path:
+    """A localizer of the same study and patient."""
+    first = pydicom.dcmread(in_order(series)[0])
+    own = {name: getattr(first, name) for name in ("StudyInstanceUID", "PatientID")}
+    return edit(
+        write_dicom(folder, HU[:3], SPACING, seed=1), put(**own, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    )
+
+
+def test_a_series_in_several_folders_is_one_scan_whatever_lies_beside_it(series: Path, tmp_path: Path):
+    study = tmp_path / "patient"
+    scout_of(series, study / "scout")
+    for k in range(4):
+        moved(series, study / "ct" / f"part{k}", slice(0, 10))
+    series.rmdir()
+    assert find_scans(tmp_path) == [study]
+    assert find_scans(study) == [study]  # named itself: it still is one
+    scan = read(study)
+    np.testing.assert_array_equal(scan.voxels, HU)
+    assert "set aside: localizer (3)" in scan.remarks
+
+
+def test_what_goes_on_in_a_folder_below_belongs_to_the_scan(series: Path, tmp_path: Path):
+    moved(series, series / "more", slice(25, 40))
+    assert find_scans(tmp_path) == find_scans(series) == [series]
+    np.testing.assert_array_equal(read(series).voxels, HU)
+    assert len(scan_files(series)) == 40
+    other = write_dicom(series / "other", HU, SPACING, seed=2)  # of another patient: nobody can take them for one
+    assert find_scans(tmp_path) == [series, series / "more", other]
+    np.testing.assert_array_equal(read(series).voxels, HU[:25])
+
+
+def test_linked_folders_of_a_series_are_followed(series: Path, tmp_path: Path):
+    study = tmp_path / "study" / "patient"
+    study.mkdir(parents=True)
+    for name, which in (("a", slice(0, 20)), ("b", slice(0, 20))):
+        (study / name).symlink_to(moved(series, tmp_path / f"store-{name}", which))
+    assert find_scans(tmp_path / "study") == [study]
+    np.testing.assert_array_equal(read(study).voxels, HU)
+
+
+def test_two_copies_of_a_scan_in_the_folder_that_was_asked_for_stay_two(series: Path, tmp_path: Path):
+    shutil.copytree(series, tmp_path / "copy")
+    assert find_scans(tmp_path) == [tmp_path / "copy", series]
+
+
+def test_nothing_that_may_have_been_a_scan_vanishes(series: Path, tmp_path: Path):
+    zipped(series, tmp_path / "beside.zip").rename(series / "beside.zip")
+    (tmp_path / "cut.zip").write_bytes((series / "beside.zip").read_bytes()[:3000])
+    (tmp_path / "scan.tar.gz").write_bytes(b"")
+    (tmp_path / "lost").mkdir()
+    names = ["cut.zip", "lost", "scan.tar.gz", "series", "series/beside.zip"]
+    asked = {path.relative_to(tmp_path).as_posix(): path for path in ask_scans([tmp_path])}
+    assert list(asked) == names
+    for name, said in (("cut.zip", "truncated zip"), ("scan.tar.gz", "unpack it"), ("lost", "no scan found")):
+        with pytest.raises(ScanError, match=said):
+            read(asked[name])
+
+
+# Bounds
+
+
+def test_a_deflated_file_that_inflates_without_end_is_refused(series: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("cov3d.scans.dicom_headers.LARGEST_FILE", 10_000_000)
+    bomb = in_order(series)[3]
+    dataset = pydicom.dcmread(bomb)
+    dataset.add_new(0x00091010, "OB", bytes(20_000_000))
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.save_as(bomb)
+    assert bomb.stat().st_size < 100_000
+    with pytest.raises(ScanError, match="inflates to more than"):
+        read(series, Reading(strict=True))
+
+
+def test_a_file_larger_than_any_image_is_not_opened(series: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("cov3d.scans.dicom_files.LARGEST_FILE", 5_000)
+    with in_order(series)[-1].open("ab") as file:
+        file.write(bytes(5_000))
+    assert "is larger than" in read(series).remarks[0]
+
+
+# Values that need care
+
+
+def test_images_with_and_without_a_rescale_are_not_mixed(series: Path):
+    edit(series, lambda dataset, index: delattr(dataset, "RescaleIntercept"), slice(0, 7))
+    with pytest.raises(ScanError, match="33 of its 40 images have a RescaleSlope and RescaleIntercept, and the others"):
+        read(series)
+
+
+def test_an_intercept_that_is_no_number_is_not_taken_for_none(series: Path):
+    raw("RescaleIntercept", b"minus a thousand")(series)
+    with pytest.raises(ScanError, match="has a RescaleIntercept that is not a number"):
+        read(series)
+
+
+def test_only_what_is_missing_of_the_rescale_is_said(series: Path):
+    said = "; ".join(read(without("RescaleSlope")(series)).remarks)
+    assert "no RescaleSlope; values" in said
+    assert "RescaleIntercept" not in said
+
+
+def test_values_kept_in_the_upper_bits_are_refused(series: Path):
+    """pydicom decodes as if HighBit were BitsStored − 1, whatever the header says."""
+    edit(series, put(BitsStored=12, HighBit=15))
+    with pytest.raises(ScanError, match="keeps its values in other bits than the lowest"):
+        read(series)
+
+
+@pytest.mark.parametrize(
+    "elements, said",
+    [
+        ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "MIP"]}, "projection of many slices (40)"),
+        ({"RescaleType": "MGML"}, "of values that are no HU (40)"),
+    ],
+)
+def test_what_is_no_measured_hu_is_set_aside(series: Path, elements: dict, said: str):
+    larger = write_dicom(series.with_name("larger"), HU, SPACING, seed=1)
+    first = pydicom.dcmread(in_order(series)[0])
+    edit(larger, put(PatientID=first.PatientID, StudyInstanceUID=first.StudyInstanceUID, **elements))
+    for file in larger.iterdir():
+        file.rename(series / file.name)
+    scan = read(series)
+    np.testing.assert_array_equal(scan.voxels, HU)
+    assert f"set aside: {said}" in scan.remarks
+
+
+def test_of_two_series_as_long_the_measured_one_is_taken(series: Path):
+    other = write_dicom(series.with_name("other"), HU[::-1], SPACING, seed=1)
+    first = pydicom.dcmread(in_order(series)[0])
+    names = {name: getattr(first, name) for name in ("PatientID", "StudyInstanceUID")}
+    for uid in ("1.2.3", "9.9.9"):  # whatever comes first by its UID
+        edit(other, put(**names, SeriesInstanceUID=uid, ImageType=["DERIVED", "SECONDARY", "AXIAL"]))
+        for file in other.iterdir():
+            shutil.copy(file, series)
+        np.testing.assert_array_equal(read(series).voxels, HU)
+
+
+def test_a_cut_copy_does_not_stand_in_for_a_whole_one(series: Path):
+    file = in_order(series)[7]
+    for name in ("0.dcm", "z.dcm"):  # before and after it
+        (series / name).write_bytes(file.read_bytes()[:-200])
+    np.testing.assert_array_equal(read(series).voxels, HU)
+
+
+def test_images_nearer_than_any_slices_are_one_place(series: Path):
+    z = float(pydicom.dcmread(in_order(series)[7]).ImagePositionPatient[2])
+    add(
+        series,
+        "near.dcm",
+        7,
+        ImagePositionPatient=[*pydicom.dcmread(in_order(series)[7]).ImagePositionPatient[:2], z + 0.05],
+    )
+    scan = read(series)
+    np.testing.assert_array_equal(scan.voxels, HU)
+    assert "set aside: duplicate (1)" in scan.remarks
+
+
+def test_a_step_to_the_side_that_stays_is_said(series: Path):
+    def change(dataset: Dataset, index: int) -> None:
+        dataset.ImagePositionPatient = [4.0 if index >= 20 else 0.0, 0, -20.0 * index]
+
+    with pytest.raises(ScanError, match=r"moved sideways by up to 4\.0 mm"):
+        read(edit(series, change))
+
+
+def test_a_gap_names_the_file_that_may_be_missing_there(series: Path):
+    file = in_order(series)[20]
+    file.write_bytes(b"")
+    with pytest.raises(ScanError, match=rf"1 slice missing: .*; 1 file unreadable and left out \({file.name} is empty"):
+        read(series)
+
+
+def test_shares_from_0_to_1_are_brought_to_grey(series: Path):
+    def change(dataset: Dataset, index: int) -> None:
+        stored = (HU[index].astype(int) + 1000) * 4
+        dataset.PixelData = stored.astype(np.uint16).tobytes()
+        dataset.BitsStored, dataset.HighBit, dataset.RescaleSlope, dataset.RescaleIntercept = 16, 15, 1 / 6000, 0
+
+    scan = read(edit(series, change), Reading(range="grey"))
+    assert scan.unit == "grey"
+    np.testing.assert_allclose(scan.voxels, (HU.astype(float) + 1000) / 1500 * 255, atol=0.1)
+
+
+def test_many_frames_twice_are_compared_file_by_file(series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "enhanced"
+    enhanced(series, folder / "IM0", np.arange(40))
+    shutil.copy(folder / "IM0", folder / "IM1")
+    parsed = []
+    whole = dicom_pixels._whole_dataset
+    monkeypatch.setattr(dicom_pixels, "_whole_dataset", lambda part: parsed.append(part.name) or whole(part))
+    scan = read(folder)
+    assert parsed[:2] == ["IM0", "IM1"]
+    assert len(parsed) == 3  # and once to look at the values
+    assert "set aside: duplicate (40)" in scan.remarks
 
 
 # Real scans
