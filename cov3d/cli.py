@@ -30,6 +30,7 @@ from cov3d.errors import Cov3dError
 from cov3d.options import expand
 
 DONE, FAILED, SOME_SCANS_FAILED, STOPPED = 0, 1, 3, 75
+LONGEST_TEXT = 120  # characters of a name or text that is not ours, in an error
 
 app = typer.Typer(
     name="cov3d",
@@ -80,13 +81,23 @@ def _guarded(run: Callable[..., int | None], stopped: str) -> Callable[..., None
         except Exception as error:
             if values["debug"]:
                 raise
-            complain(
-                f"error: unexpected {type(error).__name__}: {str(error)[:120]}; run again with --debug and report it"
-            )
+            complain(f"error: {_sentence(error)}")
             code = FAILED
         raise typer.Exit(code)
 
     return guarded
+
+
+def _sentence(error: Exception) -> str:
+    """An error that nobody raised on purpose: what the operating system refuses is not ours to be told of."""
+    if isinstance(error, OSError) and error.strerror:
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return ": ".join([*map(_short, names), error.strerror])
+    return f"unexpected {type(error).__name__}: {_short(str(error))}; run again with --debug and report it"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
 
 
 def _version(asked: bool) -> None:
@@ -152,10 +163,9 @@ def check(
 ) -> int:
     """Tell what a study holds, and what in it would falsify results: twins, leaks, broken scans, shortcuts."""
     from cov3d.scans.check import check, report_json, report_text
-    from cov3d.scans.series import every_series, with_patients
     from cov3d.scans.study import read_study
 
-    report = check(with_patients(every_series(read_study(study), reading)), reading, machine)
+    report = check(read_study(study), reading, machine)
     show(report_json(report) if as_json else report_text(report))
     return report.exit_code
 

@@ -6,9 +6,10 @@ group travels down to the functions it steers, into the run's ``config.json`` an
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from types import NoneType
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -18,6 +19,9 @@ from cov3d.labels import TASKS
 
 Task = Literal["presence", "severity", "both"]
 Architecture = Literal["resnet18", "mc3-18", "r2plus1d-18"]
+
+# A SeriesInstanceUID, and what is written in its place.
+UID, HIDDEN_UID = r"[0-9.]{1,64}", r"sha256:[0-9a-f]{16}"
 
 # λ of the joint loss: how much severity counts, by what the model is kept for.
 SEVERITY_FACTOR = {"presence": 0.1, "severity": 0.9, "both": 0.5}
@@ -45,15 +49,15 @@ class Reading:
 
     def __post_init__(self) -> None:
         _check_limits(self)
-        if not re.fullmatch(r"largest|all|[0-9.]{1,64}", self.series):
+        if not re.fullmatch(f"largest|all|{UID}|{HIDDEN_UID}", self.series):
             raise SettingError(f"--series {self.series!r} is not largest, all, or a SeriesInstanceUID")
         if self.strict and self.allow_gaps:
             raise SettingError("--strict and --allow-gaps exclude each other; leave one of them")
 
     @property
     def meaning(self) -> dict[str, str]:
-        """What a voxel depends on; the other settings only decide which scans are read."""
-        return {"range": self.range, "series": self.series}
+        """What a voxel depends on, as it may be written; the other settings only decide which scans are read."""
+        return {"range": self.range, "series": hide_uid(self.series)}
 
 
 @dataclass(frozen=True)
@@ -232,8 +236,22 @@ def check_task(task: str) -> Task:
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
-    """A settings group as plain values for JSON."""
+    """A settings group as plain values, for a worker process. A reading that is written is :func:`recorded` instead."""
     return asdict(settings)
+
+
+def recorded(settings: Any) -> dict[str, Any]:
+    """A settings group, and the groups in it, as plain values that may be written: a series' UID as its hash."""
+    return asdict(settings, dict_factory=_without_uid)
+
+
+def _without_uid(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: hide_uid(value) if name == "series" else value for name, value in values}
+
+
+def hide_uid(series: str) -> str:
+    """``--series`` as it may be written: a UID stands in a patient's headers, so a hash of it. Same UID, same hash."""
+    return f"sha256:{hashlib.sha256(series.encode()).hexdigest()[:16]}" if re.fullmatch(UID, series) else series
 
 
 def from_dict(group: type[Settings], values: Mapping[str, Any], source: str) -> Settings:

@@ -11,16 +11,18 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 from conftest import make_study, smooth_volume, write_slices
 from typer.testing import CliRunner
 
-from cov3d.cli import app
+from cov3d.cli import _guarded, app
 
 COMMANDS = ("demo", "phantom", "check", "preprocess", "train", "infer", "evaluate")
 TINY = (
     *("--width", 32, "--base-width", 4, "--penultimate", 8),
     *("--epochs", 1, "--batch-size", 4, "--workers", 1, "--device", "cpu"),
 )
+LONG = "x" * 300
 
 
 def cov3d(*arguments, cwd: Path | None = None, check: int | None = 0) -> subprocess.CompletedProcess:
@@ -140,6 +142,47 @@ def test_an_error_is_one_sentence_with_its_exit_code(
     assert "Traceback" not in words
     assert "error: " in words.lower() or "Usage: " in words
     assert run.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["preprocess", LONG], ["infer", "scan", "--output", LONG], ["check", LONG]],
+    ids=["study", "output", "checked"],
+)
+def test_what_the_operating_system_refuses_is_a_sentence_with_the_files_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+):
+    monkeypatch.chdir(tmp_path)
+    write_slices(tmp_path / "scan", smooth_volume(3, 32))
+    run = CliRunner().invoke(app, arguments)
+    assert run.exit_code == 1
+    assert run.stderr == f"error: {LONG[:120]}…: File name too long\n"
+
+
+def fail(error: Exception) -> None:
+    """Run a command that meets an error that nobody raised on purpose."""
+
+    def command(**values: object) -> int:
+        raise error
+
+    with pytest.raises(typer.Exit) as ended:
+        _guarded(command, "")(quiet=False, debug=False)
+    assert ended.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (PermissionError(13, "Permission denied", "scan\x1b/1.dcm"), "scan\\x1b/1.dcm: Permission denied"),
+        (OSError(18, "Invalid cross-device link", "a", None, "b"), "a: b: Invalid cross-device link"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError("words"), "unexpected OSError: words; run again with --debug and report it"),
+        (ValueError("x" * 300), f"unexpected ValueError: {'x' * 120}…; run again with --debug and report it"),
+    ],
+)
+def test_only_a_fault_of_ours_is_to_be_reported(error: Exception, said: str, capsys: pytest.CaptureFixture):
+    fail(error)
+    assert capsys.readouterr().err == f"error: {said}\n"
 
 
 def test_debug_shows_the_traceback_and_quiet_says_nothing(tmp_path: Path):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +16,7 @@ import pytest
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
 
+import cov3d
 from cov3d.chest import draw
 from cov3d.forms import write_dicom, write_jpeg
 
@@ -147,34 +153,100 @@ def mixed_patients(folder: Path) -> None:
         dataset.save_as(file)
 
 
+def run(commands: Sequence[Sequence[object]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> bytes:
+    """What cov3d says to commands, each of which answers for some scans at least."""
+    from cov3d.cli import app
+
+    said = b""
+    for command in commands:
+        words = [str(word) for word in command]
+        monkeypatch.setattr(sys, "argv", ["cov3d", *words])  # a run's config.json tells the command
+        with pytest.raises(SystemExit) as ended:
+            app(words)
+        out = capfd.readouterr()
+        said += (out.out + out.err).encode()
+        assert ended.value.code in (0, 3), (command, out.err[-2000:])
+    return said
+
+
+def assert_untold(said: bytes, study: Path) -> None:
+    """Nothing of a header was said, or is in a file beside the study."""
+    written = [file for file in study.parent.rglob("*") if file.is_file() and study not in file.parents]
+    assert len(written) > 20
+    for word in (*PLANTED, b"1937-04-21"):
+        assert word not in said
+        assert [file for file in written if word in file.read_bytes()] == []
+
+
+TINY = ("--width", 32, "--base-width", 4, "--penultimate", 8, "--epochs", 1, "--workers", 2, "--device", "cpu")
+
+
 def test_no_name_id_date_or_uid_of_a_header_is_written_or_said(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ):
-    from cov3d.cli import app
-
     monkeypatch.chdir(tmp_path)
-    tiny = ["--width", "32", "--base-width", "4", "--penultimate", "8", "--epochs", "1", "--workers", "2"]
     commands = (
         # ["check", study, "--json"],
         # ["check", study],
         ["preprocess", study, "--width", "32", "--allow-gaps"],
         ["preprocess", study, "--width", "32", "--series", "all", "--cache", "second"],
-        ["train", study, "--task", "presence", *tiny, "--device", "cpu"],
+        ["train", study, "--task", "presence", *TINY],
         ["infer", study, "--series", "all", "--device", "cpu"],
         ["evaluate", "predictions.csv", study],
     )
-    said = b""
-    for command in commands:
-        with pytest.raises(SystemExit) as ended:
-            app([str(word) for word in command])
-        out = capfd.readouterr()
-        said += (out.out + out.err).encode()
-        assert ended.value.code in (0, 3), (command, out.err[-2000:])
-    written = [file for file in tmp_path.rglob("*") if file.is_file() and study not in file.parents]
-    assert len(written) > 20
+    said = run(commands, monkeypatch, capfd)
     scan = next((study / "train" / "covid" / "scan_1").iterdir()).read_bytes()
     assert [word for word in PLANTED if word not in scan] == []  # it was there to be told
     assert (tmp_path / "predictions.csv").read_bytes().count(b"\n") > 15
-    for word in (*PLANTED, b"1937-04-21"):
-        assert word not in said
-        assert [file for file in written if word in file.read_bytes()] == []
+    assert_untold(said, study)
+
+
+def of_one_series(folder: Path, hu: np.ndarray, patient: str) -> Path:
+    planted_dicom(folder, hu, patient)
+    for file in folder.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.SeriesInstanceUID = UID
+        dataset.save_as(file)
+    return folder
+
+
+def test_a_series_that_is_named_by_its_uid_is_written_as_a_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+):
+    study = tmp_path / "study"
+    for k in range(8):
+        place = study / ("train", "validation")[k % 2] / ("covid", "non-covid")[k // 2 % 2]
+        of_one_series(place / f"scan_{k}", draw(k, k % 2, 32, 12).hu, str(k))
+    planted_dicom(study / "train" / "covid" / "other", draw(9, 1, 32, 12).hu, "9")  # it fails: the UID does choose
+    monkeypatch.chdir(tmp_path)
+    commands = (
+        ["preprocess", study, "--width", 32, "--series", UID],
+        ["train", study, "--task", "presence", *TINY, f"--series={UID}"],
+        ["train", study, "--task", "presence", *TINY, "--series", UID, "--output-dir", "again"],
+        ["infer", study, "--series", UID, "--device", "cpu", "--model", "outputs"],
+        ["infer", study, "--series", UID, "--device", "cpu", "--model", "outputs", "--resume"],
+        ["evaluate", "predictions.csv", study],
+    )
+    said = run(commands, monkeypatch, capfd)
+    assert b"8 made, 0 kept, 1 failed, 9 asked" in said
+    assert said.count(b"8 answered, 1 failed, 9 asked") == 2
+    assert_untold(said, study)
+    (settings,) = (json.loads(file.read_text()) for file in tmp_path.glob("cache/*/settings.json"))
+    config, again = (json.loads(Path(f, "config.json").read_text()) for f in ("outputs/presence", "again"))
+    journal = json.loads(Path("predictions.csv.json").read_text())
+    hashed = "sha256:" + hashlib.sha256(UID.encode()).hexdigest()[:16]
+    assert {settings["series"], config["reading"]["series"], journal["series"]} == {hashed}
+    assert config["command"][-1] == f"--series={hashed}"
+    assert again["command"][-4:-2] == ["--series", hashed]
+
+
+def test_only_jobs_for_workers_hold_settings_as_they_were_said():
+    """Whoever writes a reading calls ``recorded``. A model file holds none."""
+    calls = set()
+    for file in Path(cov3d.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("to_dict", "config.to_dict"):
+                calls.add((file.name, ast.unparse(node)))
+    readings = {(file, call) for file, call in calls if file != "model.py"}
+    assert {file for file, _ in readings} <= {"entry.py", "tensors.py", "check.py"}
+    assert {call for file, call in calls - readings} == {"to_dict(settings)", "to_dict(preprocessing)"}

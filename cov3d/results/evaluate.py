@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from cov3d.labels import PRESENCE, SEVERITY, UNKNOWN
 from cov3d.metrics import chance, interval, score_presence, score_severity
 from cov3d.predictions import Prediction, read_predictions
 from cov3d.results.journal import place
+from cov3d.scans.dicom_files import ADDRESS
+from cov3d.scans.read import is_dicom_scan
 from cov3d.scans.study import TRAIN, VALIDATION, Row, Study
 
 
 def evaluate(predictions: str | Path, study: Study) -> dict[str, Any]:
     """Score a table of predictions: macro F1 with its interval and chance's, F1 of each class, confusion, of both tasks.
 
-    ``asked`` counts the labelled scans of the splits that the table is about, so that none drops out unseen.
+    ``asked`` counts the labelled scans, or series of them, of the splits that the table is about: none drops out unseen.
 
     Raises:
         StudyError: scans that the study does not have, or the same scan twice.
@@ -32,27 +35,34 @@ def evaluate(predictions: str | Path, study: Study) -> dict[str, Any]:
     answered = [(p, row) for p, row in pairs if p.covid is not None]
     if not any(row.presence != UNKNOWN for _, row in answered):
         raise Cov3dError(f"{path}: no scan has both an answer here and a label in {study.source}")
-    splits = {row.split for _, row in pairs}
-    asked = sum(row.presence != UNKNOWN for row in study.rows if row.split in splits)
     labelled = sum(row.presence != UNKNOWN for _, row in answered)
-    result: dict[str, Any] = {"asked": asked, "answered": labelled, "notes": _notes(pairs)}
+    found = [row for _, row in pairs]
+    result: dict[str, Any] = {"asked": _asked(found, study), "answered": labelled, "notes": _notes(found, study)}
     result["presence"] = _presence(answered)
     result["severity"] = _severity(answered)
     return result
 
 
+def _asked(found: Sequence[Row], study: Study) -> int:
+    """How many labelled scans, or series of scans, there are in the splits of those that were found."""
+    splits, paths = {row.split for row in found}, {row.path for row in found}
+    missing = [row for row in study.rows if row.split in splits and row.path not in paths]
+    return sum(row.presence != UNKNOWN for row in (*found, *missing))
+
+
 def match_rows(predictions: Sequence[Prediction], study: Study, source: Path) -> list[tuple[Prediction, Row]]:
     """Each prediction with its scan in the study: by the path on disk; if that is not there, by its name in the study.
 
-    A path that is there but not in the study is another scan, however alike it is called.
+    A path that is there but not in the study is another scan, however alike it is called. One series of a DICOM scan
+    (``folder#2``) that is not in the study by itself has a row of its own with the labels of its scan (``folder``), as
+    with ``--series all`` in training.
     """
-    by_path = {place(row.path): row for row in study.rows}
-    by_name = {as_written(row.scan).strip(): row for row in study.rows}
+    find = _finder(study)
     pairs: dict[str, tuple[Prediction, Row]] = {}
     lost: list[str] = []
     for prediction in predictions:
         path = Path(prediction.path or prediction.scan)
-        row = by_path.get(place(path)) or (None if _is_there(path) else by_name.get(path.as_posix()))
+        row = find(path)
         if row is None:
             lost.append(path.as_posix())
         elif row.scan in pairs:
@@ -61,7 +71,39 @@ def match_rows(predictions: Sequence[Prediction], study: Study, source: Path) ->
             pairs[row.scan] = (prediction, row)
     if lost:
         raise StudyError(f"{source}: {len(lost)} scans are not in the study {study.source}: {few(lost)}")
+    _check_parts([row for _, row in pairs.values()], study, source)
     return list(pairs.values())
+
+
+def _finder(study: Study) -> Callable[[Path], Row | None]:
+    """A function that gives the row of a path."""
+    by_path = {place(row.path): row for row in study.rows}
+    by_name = {as_written(row.scan).strip(): row for row in study.rows}
+
+    def find(path: Path) -> Row | None:
+        row = by_path.get(place(path)) or (None if _is_there(path) else by_name.get(path.as_posix()))
+        address = ADDRESS.fullmatch(path.name)
+        if row or address is None or _is_there(path):
+            return row
+        whole = find(path.with_name(address["source"]))
+        if whole is None or not is_dicom_scan(whole.path):
+            return None
+        return replace(whole, scan=f"{whole.scan}#{address['series']}")  # its path stays, and tells of which scan it is
+
+    return find
+
+
+def _check_parts(found: Sequence[Row], study: Study, source: Path) -> None:
+    """Raise a StudyError if a scan is predicted as such, and one of its series besides."""
+    split, names = _split(found, study), {row.scan for row in study.rows}
+    if both := [row.scan for row in found if row.scan in names and row.path in split]:
+        raise StudyError(f"{source}: {few(both)} predicted both whole and by series; keep the one or the other")
+
+
+def _split(found: Sequence[Row], study: Study) -> set[Path]:
+    """Scans of the study of which single series were found."""
+    names = {row.scan for row in study.rows}
+    return {row.path for row in found if row.scan not in names}
 
 
 def _is_there(path: Path) -> bool:
@@ -92,9 +134,11 @@ def _with_interval(scores: dict[str, Any], truth: np.ndarray, answer: np.ndarray
     return {**scores, "interval": interval(truth, answer), "chance": chance(truth, answer)}
 
 
-def _notes(pairs: Sequence[tuple[Prediction, Row]]) -> list[str]:
-    splits = {row.split for _, row in pairs}
+def _notes(found: Sequence[Row], study: Study) -> list[str]:
+    splits = {row.split for row in found}
     notes = []
+    if _split(found, study):
+        notes.append("some of these are series of one scan: they are counted one by one, as if of several patients")
     if TRAIN in splits:
         notes.append("some of these are training scans: a model that learnt from them scores too high")
     if VALIDATION in splits:

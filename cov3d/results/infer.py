@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from cov3d.config import Inference, Machine, Reading
 from cov3d.console import natural, progress, say
 from cov3d.errors import ModelError
@@ -46,31 +48,52 @@ def infer(
     Raises:
         Cov3dError: no scans, no models, or an output that exists or cannot be written.
     """
-    inference, machine, reading = inference or Inference(), machine or Machine(), reading or Reading()
-    output = Path(output)
+    machine, reading, output = machine or Machine(), reading or Reading(), Path(output)
     paths = ask_scans(scans, reading)
     check_output(output, resume, overwrite)
     device = pick_device(machine.device)
-    if device.type == "cpu" and machine.workers is None:
-        machine = replace(machine, workers=1)  # the network has the cores; more readers would only make it wait
-    ensemble = Ensemble([load_model(file, device) for file in find_models(models)], inference)
-    say(f"{len(paths)} scans, models: {len(ensemble.models)}, on {device}. This is {NOT_A_DEVICE}.")
+    ensemble = Ensemble([load_model(file, device) for file in find_models(models)], inference or Inference())
+    _announce(len(paths), ensemble, device)
+    rows, todo = open_journal(output, paths, ensemble.provenance(), reading, resume)
+    rows += _answer(todo, ensemble, reading, _readers(machine, device), output)
+    write_predictions(output, rows)
+    answers = _asked(paths, rows)
+    if submission is not None:
+        write_submission(submission, answers)
+    return answers
+
+
+def _announce(scans: int, ensemble: Ensemble, device: torch.device) -> None:
+    say(f"{scans} scans, models: {len(ensemble.models)}, on {device}. This is {NOT_A_DEVICE}.")
     for note in ensemble.blind_spots:
         say(f"note: {note}")
-    rows, todo = open_journal(output, paths, {**ensemble.provenance(), **reading.meaning}, resume)
+
+
+def _readers(machine: Machine, device: torch.device) -> Machine:
+    """On a CPU one reader beside the network: it has the cores, and more readers would only make it wait."""
+    return replace(machine, workers=1) if device.type == "cpu" and machine.workers is None else machine
+
+
+def _answer(
+    paths: Sequence[Path], ensemble: Ensemble, reading: Reading, machine: Machine, output: Path
+) -> list[Prediction]:
+    """Rows of scans as they get ready, each on the disk before the next."""
+    rows: list[Prediction] = []
     advice = memory_advice("--workers, or use a smaller model")
-    with advice, appending(output) as append, progress(len(todo), "infer") as step:
-        for tensors in read_tensors(todo, ensemble.preprocessings, reading, machine):
-            rows.append(ensemble.answer(todo[tensors.index], tensors))
+    with advice, appending(output) as append, progress(len(paths), "infer") as step:
+        for tensors in read_tensors(paths, ensemble.preprocessings, reading, machine):
+            rows.append(ensemble.answer(paths[tensors.index], tensors))
             append(rows[-1])
             step(rows[-1].scan)
-    write_predictions(output, rows)
+    return rows
+
+
+def _asked(paths: Sequence[Path], rows: Sequence[Prediction]) -> list[Prediction]:
+    """The rows of the scans that were asked for, in natural order; it is said if all have the same answer."""
     asked = {place(path) for path in paths}
     answers = sorted((row for row in rows if place(row.path) in asked), key=lambda row: natural(row.path))
     if _all_alike(answers):
         say("note: all scans have the same answer, to the last digit; are they one scan, or is the model damaged?")
-    if submission is not None:
-        write_submission(submission, answers)
     return answers
 
 

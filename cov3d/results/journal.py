@@ -1,6 +1,7 @@
 """``predictions.csv`` as it grows: each row on the disk as it comes, and an earlier run gone on with.
 
-Beside the table, ``predictions.csv.json`` says which models and settings made it, and what each scan's files were.
+Beside the table, ``predictions.csv.json`` says which models and settings made it, and of each scan what its files were and
+what was forgiven in it.
 """
 
 from __future__ import annotations
@@ -11,14 +12,19 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cov3d.commit import advice_on_disk_errors, as_written, commit_json
+from cov3d.config import Reading
 from cov3d.console import say
 from cov3d.errors import Cov3dError, ScanError, SettingError
 from cov3d.predictions import COLUMNS, Prediction, read_predictions, write_predictions
 from cov3d.scans.fingerprint import stat_fingerprint
+from cov3d.scans.scan import GAP, LOSS, Flaw
 from cov3d.tables import table_line
+
+Record = dict[str, Any]  # of a scan: a fingerprint of its files, and the kinds of flaws that were forgiven
+FORGIVABLE: Final = (LOSS, GAP)
 
 
 def check_output(output: Path, resume: bool, overwrite: bool) -> None:
@@ -34,26 +40,29 @@ def check_output(output: Path, resume: bool, overwrite: bool) -> None:
 
 
 def open_journal(
-    output: Path, paths: Sequence[Path], made_by: dict[str, Any], resume: bool
+    output: Path, paths: Sequence[Path], made_by: dict[str, Any], reading: Reading, resume: bool
 ) -> tuple[list[Prediction], list[Path]]:
     """Rows of an earlier run that are kept, and the scans still to be done.
 
-    A scan is done again if it failed, or if its files have changed since. Rows of scans that are not asked for now stay.
+    A scan is done again if it failed, if its files have changed since, or if it may have a flaw that ``reading`` does not
+    forgive. Rows of scans that are not asked for now stay.
 
     Raises:
         SettingError: other models or settings made the earlier rows.
     """
-    prints = {place(path): _fingerprint(path) for path in paths}
+    made_by = {**made_by, **reading.meaning}
+    now = {place(path): _record(path, reading) for path in paths}
     kept: dict[str, Prediction] = {}
-    before: dict[str, str] = {}
+    before: dict[str, Record] = {}
     if resume and output.exists():
         before = _read_provenance(output, made_by)
         drop_torn_line(output)
         rows = {place(row.path): row for row in read_predictions(output)}
-        kept = {k: row for k, row in rows.items() if k not in prints or _holds(row, before.get(k), prints[k])}
+        kept = {k: row for k, row in rows.items() if k not in now or _holds(row, before.get(k), now[k])}
     write_predictions(output, list(kept.values()))
-    commit_json(_provenance_file(output), {**made_by, "scans": {**before, **prints}})
-    return list(kept.values()), [path for path in paths if place(path) not in kept]
+    todo = {k: record for k, record in now.items() if k not in kept}
+    commit_json(_provenance_file(output), {**made_by, "scans": {**before, **todo}})
+    return list(kept.values()), [path for path in paths if place(path) in todo]
 
 
 def place(path: str | Path) -> str:
@@ -91,8 +100,16 @@ def drop_torn_line(path: Path) -> None:
             file.truncate(whole)
 
 
-def _holds(row: Prediction, before: str | None, now: str) -> bool:
-    return row.covid is not None and before == now
+def _record(path: Path, reading: Reading) -> Record:
+    forgiven = [kind for kind in FORGIVABLE if Flaw(kind, "").forgiven(reading)]
+    return {"files": _fingerprint(path), "forgiven": forgiven}
+
+
+def _holds(row: Prediction, before: Record | None, now: Record) -> bool:
+    """Whether an answer would be given again. Flaws are warned of: without a warning nothing was forgiven."""
+    if row.covid is None or before is None or before["files"] != now["files"]:
+        return False
+    return not row.warning or set(before["forgiven"]) <= set(now["forgiven"])
 
 
 def _fingerprint(path: Path) -> str:
@@ -106,8 +123,8 @@ def _provenance_file(output: Path) -> Path:
     return output.with_name(output.name + ".json")
 
 
-def _read_provenance(output: Path, made_by: dict[str, Any]) -> dict[str, str]:
-    """What the scans' files were; refused if anything but ``made_by`` made the table."""
+def _read_provenance(output: Path, made_by: dict[str, Any]) -> dict[str, Record]:
+    """What the scans were; refused if anything but ``made_by`` made the table."""
     try:
         before = json.loads(_provenance_file(output).read_text(encoding="utf-8"))
         scans = dict(before.pop("scans"))
@@ -115,4 +132,10 @@ def _read_provenance(output: Path, made_by: dict[str, Any]) -> dict[str, str]:
         raise Cov3dError(f"{output}: nobody knows which models made it; begin again with --overwrite") from error
     if before != json.loads(json.dumps(made_by)):
         raise SettingError(f"{output} was made with other models or settings; say --overwrite, or another --output")
-    return scans
+    return {k: record for k, record in scans.items() if _is_record(record)}
+
+
+def _is_record(content: Any) -> bool:
+    if not isinstance(content, dict) or set(content) != {"files", "forgiven"}:
+        return False
+    return isinstance(content["forgiven"], list) and all(isinstance(kind, str) for kind in content["forgiven"])

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 
 from cov3d.commit import TEMPORARY_PREFIX, check_writable, commit_json
-from cov3d.config import Machine, Preprocessing, Reading, to_dict
+from cov3d.config import Machine, Preprocessing, Reading, recorded
 from cov3d.console import natural, progress, say
 from cov3d.errors import Cov3dError, ScanError, SettingError
+from cov3d.scans.dicom_files import split_address
 from cov3d.scans.entry import Entry, current_entry, entry_job, make_entry, read_entry, read_tensor
 from cov3d.scans.study import Row
 from cov3d.scans.workers import Job, each
@@ -84,7 +85,7 @@ def cache_folder(root: Path, settings: Preprocessing, reading: Reading | None = 
 
 def _described(settings: Preprocessing, reading: Reading) -> dict[str, Any]:
     """What a cached voxel depends on."""
-    return {"version": CACHE_VERSION, **to_dict(settings), **reading.meaning}
+    return {"version": CACHE_VERSION, **recorded(settings), **reading.meaning}
 
 
 def fill_cache(
@@ -130,9 +131,10 @@ def fill_cache(
 def _check_apart(rows: Sequence[Row], root: Path) -> None:
     inside = Path(os.path.realpath(root))
     for row in rows:
-        scan = Path(os.path.realpath(row.path))
-        if scan == inside or (scan in inside.parents and row.path.is_dir()):
-            raise SettingError(f"--cache {root} lies inside the scan {row.path}; choose a folder beside the data")
+        source, _ = split_address(row.path)
+        scan = Path(os.path.realpath(source))
+        if scan == inside or (scan in inside.parents and source.is_dir()):
+            raise SettingError(f"--cache {root} lies inside the scan {source}; choose a folder beside the data")
 
 
 def _sweep(folder: Path) -> None:

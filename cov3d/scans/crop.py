@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cov3d.config import Preprocessing
-from cov3d.scans.lungs import WINDOW, Spacing, find_lungs
+from cov3d.forms import WINDOW
+from cov3d.scans.body import Spacing
+from cov3d.scans.lungs import cut_off, find_lungs
 from cov3d.scans.scan import Scan
 
 # The lungs are looked for in a scan of so many voxels along D, H, W.
@@ -24,6 +26,8 @@ def window_of(scan: Scan, settings: Preprocessing) -> tuple[float, float]:
 
 def crop_to_lungs(scan: Scan, small: np.ndarray, window: tuple[float, float]) -> Scan:
     """The scan cut to the box of its lungs and a margin; the whole scan, and a warning, if none are found.
+
+    It is said, too, if the lungs go on beyond the scan.
 
     ``small`` is the whole scan as uint8 ``(D, H, W)`` of any size, in which the lungs are looked for.
     """
@@ -42,6 +46,7 @@ def crop_to_lungs(scan: Scan, small: np.ndarray, window: tuple[float, float]) ->
         scan,
         slices=Cropped(scan.slices, int(depth[0]), int(depth[-1]) + 1, rows, columns),
         positions=scan.positions[depth[0] : depth[-1] + 1],
+        warnings=(*scan.warnings, *cut_off(lungs.mask)),
     )
 
 

@@ -31,18 +31,8 @@ TISSUE, LITTLE = 110, 0.02
 MOST_DEPTH = 2048  # of a tensor
 DIGEST = 16  # bytes of a slice's hash; 0 for a slice that shows nothing
 NOTHING = bytes(DIGEST)
-FORMS = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".nii",
-    ".gz",
-    ".mha",
-    ".mhd",
-    ".nrrd",
-    ".dcm",
-    ".zip",
-)  # other names may hold a patient's
+# Other endings may hold a patient's name.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".nii", ".gz", ".mha", ".mhd", ".nrrd", ".dcm", ".zip")
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +194,7 @@ def file_facts(path: Path, voxels: int) -> dict[str, float]:
     suffix = files[0].suffix.lower()
     facts = {
         "bytes a voxel": size / voxels,
-        "file form": float(FORMS.index(suffix) if suffix in FORMS else len(FORMS)),
+        "file form": float(SUFFIXES.index(suffix) if suffix in SUFFIXES else len(SUFFIXES)),
     }
     if SLICE_NAME.fullmatch(files[0].name):
         numbers = [int(file.stem) for file in files]

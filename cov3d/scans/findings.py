@@ -11,7 +11,10 @@ import numpy as np
 
 from cov3d.console import few, natural
 from cov3d.labels import PRESENCE, SEVERITY, UNKNOWN
+from cov3d.scans.continuity import ODD, REPEATED
+from cov3d.scans.crop import NO_LUNGS
 from cov3d.scans.examine import Facts
+from cov3d.scans.preprocess import BLANK
 from cov3d.scans.shortcuts import Shortcut, find_shortcut
 from cov3d.scans.study import TRAIN, Row
 from cov3d.scans.turned import UNTURNED, find_turned
@@ -20,12 +23,7 @@ from cov3d.scans.twins import equal_groups, near_pairs, repeated, shared_slices
 Weight = Literal["falsifies", "warning"]
 SEVERE = 3  # and above
 # What reading says of a scan, by a part of its text, where that is a kind of its own.
-SAID = {
-    "blank": "blank:",
-    "damaged": "do not belong between",
-    "repeated": "show the same as the one before",
-    "no lungs": "no lungs",
-}
+SAID = {"blank": BLANK, "damaged": ODD, "repeated": REPEATED, "no lungs": NO_LUNGS}
 
 
 @dataclass(frozen=True)

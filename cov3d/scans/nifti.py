@@ -10,6 +10,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
+from nibabel.orientations import aff2axcodes
+from nibabel.quaternions import quat2mat
 
 from cov3d.config import Reading
 from cov3d.errors import ScanError
@@ -18,6 +20,8 @@ from cov3d.scans.scan import Scan
 from cov3d.scans.volume import check_promise, volume_scan
 
 BEYOND = 2**24  # bytes after the voxels that are passed over; a few packed ones can promise any number
+AXES = {"R": "Right", "L": "Left", "A": "Anterior", "P": "Posterior", "S": "Superior", "I": "Inferior"}
+TURNED_DEGREES = 1.0  # by which qform and sform differ; less is rounding
 # nibabel says on standard error what it mends in a header; here only what concerns the scan is said.
 UNHEARD = logging.Logger("unheard", logging.CRITICAL + 1)
 
@@ -101,7 +105,44 @@ def _disagreements(header: nib.Nifti1Header, affine: np.ndarray) -> list[str]:
         warnings.append(
             f"pixdim {zooms.round(3).tolist()} mm and affine {sizes.round(3).tolist()} mm disagree; used affine"
         )
+    if header["sform_code"] > 0 and header["qform_code"] > 0 and np.isfinite(affine).all() and sizes.all():
+        warnings += _turned(_qform_axes(header), affine[:3, :3] / sizes)
     return warnings
+
+
+def _qform_axes(header: nib.Nifti1Header) -> np.ndarray | None:
+    """Unit vectors along the voxels' axes, as columns, by the qform; None if it is no rotation.
+
+    nibabel refuses quaternions that are a rounding longer than 1.
+    """
+    bcd = [float(header[f"quatern_{name}"]) for name in "bcd"]
+    squares = float(np.dot(bcd, bcd))
+    if not squares < 1.001:
+        return None
+    axes = quat2mat([np.sqrt(max(0.0, 1 - squares)), *bcd])
+    return axes * (1, 1, -1 if header["pixdim"][0] < 0 else 1)
+
+
+def _turned(qform: np.ndarray | None, sform: np.ndarray) -> list[str]:
+    """What is to be said of two ways to lie, each the unit vectors along the voxels' axes as columns."""
+    if qform is None:
+        return ["qform is no rotation; used sform"]
+    left, _, right = np.linalg.svd(sform)
+    cosines = ((left @ right) * qform).sum(0)  # a qform cannot be sheared, so it holds the nearest that is not
+    degrees = float(np.rad2deg(np.arccos(np.clip(cosines, -1, 1))).max())
+    if degrees <= TURNED_DEGREES:
+        return []
+    one, other = (
+        ", ".join(AXES.get(code, "nowhere") for code in aff2axcodes(_affine(axes))) for axes in (qform, sform)
+    )
+    how = f" by {degrees:.1f} degrees" if one == other else f": the voxels' axes point {one}, or {other}"
+    return [f"qform and sform disagree{how}; used sform"]
+
+
+def _affine(axes: np.ndarray) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = axes
+    return affine
 
 
 def _scale(header: nib.Nifti1Header) -> tuple[tuple[float, float], list[str]]:

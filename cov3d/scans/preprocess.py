@@ -13,14 +13,15 @@ import numpy as np
 from PIL import Image
 
 from cov3d.config import Preprocessing
-from cov3d.console import few
-from cov3d.scans.continuity import odd_slices, probe, repeated_slices
+from cov3d.console import few, plural
+from cov3d.scans.continuity import ODD, REPEATED, odd_slices, probe, repeated_slices
 from cov3d.scans.crop import LOOKED_AT, NO_LUNGS, crop_to_lungs, window_of
-from cov3d.scans.lungs import shows_lungs
+from cov3d.scans.lungs import cut_off, glance_at_lungs
 from cov3d.scans.scan import Scan, SliceError, without_unreadable
 from cov3d.scans.spline import add_band, spline_matrix
 
 WHITE = 255.0
+BLANK = "blank"
 SLICES_AT_ONCE = 16
 BANDS = 4  # of a CMYK picture
 # A scan whose grey levels differ by less than this shows nothing.
@@ -61,16 +62,19 @@ def _prepare(scan: Scan, settings: Preprocessing) -> tuple[np.ndarray, Scan]:
 def _remarks(volume: np.ndarray, probes: np.ndarray, window: tuple[float, float], settings: Preprocessing) -> list[str]:
     """What a tensor ``(D, H, W)``, and a few pixels of each slice, show of the scan."""
     if int(volume.max()) - int(volume.min()) < STRUCTURE:
-        return ["blank: the scan shows no structure"]
+        return [f"{BLANK}: the scan shows no structure"]
     remarks = []
-    if settings.crop == "none" and settings.width >= LEAST_WIDTH and not shows_lungs(volume, window):
-        remarks.append(f"{NO_LUNGS}: is this a chest CT?")
+    if settings.crop == "none" and settings.width >= LEAST_WIDTH:
+        lungs = glance_at_lungs(volume, window)
+        remarks += cut_off(lungs) if lungs is not None else [f"{NO_LUNGS}: is this a chest CT?"]
     for places, said, why in (
-        (odd_slices(probes), "do not belong between their neighbours", "damaged"),
-        (repeated_slices(probes, STRUCTURE), "show the same as the one before them", "copied twice"),
+        (odd_slices(probes), ODD, "damaged"),
+        (repeated_slices(probes, STRUCTURE), REPEATED, "copied twice"),
     ):
         if len(places):
-            remarks.append(f"{len(places)} slices {said} (from the head: {few([str(k) for k in places])}); {why}?")
+            remarks.append(
+                f"{plural(len(places), 'slice')} {said} (from the head: {few([str(k) for k in places])}); {why}?"
+            )
     return remarks
 
 

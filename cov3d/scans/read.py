@@ -103,7 +103,7 @@ class Reader:
 
 def each_series(path: Path, reading: Reading) -> list[Path]:
     """The scan itself; with ``--series all``, an address (``folder#2``) for each series of a DICOM scan that has several."""
-    if reading.series != "all" or not is_dicom_scan(path):
+    if reading.series != "all" or split_address(path)[1] or not is_dicom_scan(path):
         return [path]
     from cov3d.scans.dicom import series_of
 

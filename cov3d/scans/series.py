@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from cov3d.config import Reading
@@ -19,14 +19,17 @@ FEWEST_SCANS = 4  # that must share an id, before one that all share is taken fo
 
 
 def every_series(study: Study, reading: Reading) -> Study:
-    """The study; with ``--series all``, a row for each series of a DICOM scan that has several, labelled as the scan."""
+    """The study; with ``--series all``, a row for each series of a DICOM scan that has several, labelled as the scan.
+
+    A row that is one series of a scan (``folder#2``) stays.
+    """
     if reading.series != "all":
         return study
     return replace(study, rows=tuple(one for row in study.rows for one in _series(row, reading)))
 
 
 def _series(row: Row, reading: Reading) -> Iterator[Row]:
-    paths = each_series(row.path, reading)
+    paths = [row.path] if split_address(row.path)[1] else each_series(row.path, reading)
     if len(paths) == 1:
         yield row
         return
@@ -38,19 +41,33 @@ def _series(row: Row, reading: Reading) -> Iterator[Row]:
 def with_patients(study: Study) -> Study:
     """The study with DICOM scans of one patient known as such, where its table does not say so.
 
-    Patients get numbers in order of appearance; nothing of a header, nor a hash of it, leaves this function.
+    A scan whose headers name the same patient as those of a scan that the table knows is of the table's patient. Others get
+    numbers in order of appearance; nothing of a header, nor a hash of it, leaves this function.
     """
-    found = {row.scan: _patient(row) for row in study.rows if not row.patient and is_dicom_scan(row.path)}
+    if all(row.patient for row in study.rows):
+        return study
+    found = {row.scan: _patient(row) for row in study.rows if is_dicom_scan(row.path)}
     scans = Counter(found.values())
     placeholders = {
         name for name, count in scans.items() if count > MOST_OF_ONE_PATIENT or FEWEST_SCANS <= count == len(found)
     }
-    names = [name for name in dict.fromkeys(found.values()) if name and name not in placeholders]
-    numbers = {name: f"dicom-{number}" for number, name in enumerate(names, 1)}
-    rows = tuple(replace(row, patient=_known(row, numbers.get(found.get(row.scan, ""), ""))) for row in study.rows)
-    shared = sum(scans[name] for name in placeholders if name)
+    patients = _numbered(study.rows, {scan: name for scan, name in found.items() if name and name not in placeholders})
+    rows = tuple(replace(row, patient=_known(row, patients.get(row.scan, ""))) for row in study.rows)
+    shared = sum(bool(found.get(row.scan)) and found[row.scan] in placeholders for row in study.rows if not row.patient)
     note = f"{shared} DICOM scans share a PatientID with so many others that it is taken for a placeholder"
     return replace(study, rows=rows, warnings=(*study.warnings, note) if shared else study.warnings)
+
+
+def _numbered(rows: Sequence[Row], found: dict[str, str]) -> dict[str, str]:
+    """The patient of each scan of which headers name one: the only one that the table knows by that name, or a number."""
+    told: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row.patient and row.scan in found:
+            told[found[row.scan]].add(row.patient)
+    known = {name: patients.pop() for name, patients in told.items() if len(patients) == 1}
+    unknown = [found[row.scan] for row in rows if not row.patient and found.get(row.scan, "") not in ("", *known)]
+    numbers = {name: f"dicom-{number}" for number, name in enumerate(dict.fromkeys(unknown), 1)}
+    return {scan: (known | numbers).get(name, "") for scan, name in found.items()}
 
 
 def _known(row: Row, number: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,30 +66,35 @@ def read_slices(folder: Path, reading: Reading) -> Scan:
     if reading.range == "hu":
         raise ScanError(folder, "8-bit slices hold grey levels, not HU; leave --range at auto for them")
     looks, causes = _look_at_all(files)
+    check_loss(folder, len(causes), len(files), next(iter(causes.values()), ""))
     sizes = Counter(look.size for look in looks.values())
-    first_cause = next(iter(causes.values()), "")
-    check_loss(folder, len(causes), len(files), first_cause)
     common = max(sizes, key=lambda size: (sizes[size], size))
     kept = [index for index, look in looks.items() if look.size == common]
     odd = [files[index].name for index in looks if looks[index].size != common]
     check_loss(folder, len(odd), len(files), f"not {common[0]}×{common[1]} as the others: {few(odd)}")
-    flaws = _gaps(files)
-    if causes:
-        flaws.append(Flaw(LOSS, f"{len(causes)} of {len(files)} slices unreadable and left out ({first_cause})"))
-    if odd:
-        text = f"{len(odd)} of {len(looks)} slices left out: not {common[0]}×{common[1]} as the others ({few(odd)})"
-        flaws.append(Flaw(LOSS, text))
-    flaws += _colour([files[index] for index in kept])
     return Scan(
         source=folder,
         slices=SliceFiles([files[index] for index in kept], common),
         unit="grey",
         warnings=tuple(_warnings(folder, [looks[index] for index in kept])),
-        flaws=tuple(flaws),
+        flaws=(*_gaps(files), *_left_out(files, causes, odd, common), *_colour([files[index] for index in kept])),
         reading=reading,
         positions=np.asarray(kept, dtype=float),
         listed=len(files) - len(odd),
     )
+
+
+def _left_out(
+    files: Sequence[Path], causes: dict[int, str], odd: Sequence[str], common: tuple[int, int]
+) -> Iterator[Flaw]:
+    """Which slices the scan is read without: unreadable ones, and those of another size."""
+    if causes:
+        cause = next(iter(causes.values()))
+        yield Flaw(LOSS, f"{len(causes)} of {len(files)} slices unreadable and left out ({cause})")
+    if odd:
+        readable = len(files) - len(causes)
+        size = f"{common[0]}×{common[1]}"
+        yield Flaw(LOSS, f"{len(odd)} of {readable} slices left out: not {size} as the others ({few(odd)})")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from unicodedata import normalize
 from cov3d.console import few
 from cov3d.errors import Cov3dError, StudyError
 from cov3d.labels import UNKNOWN, parse_presence, parse_severity
+from cov3d.scans.dicom_files import ADDRESS
 from cov3d.scans.study import CLASS_FOLDERS, PARTITIONS, TRAIN, VALIDATION, Findings, Row
 from cov3d.tables import SUFFIXES, read_numbered, read_table
 
@@ -101,7 +102,7 @@ def _column_names(path: Path, columns: list[str]) -> dict[str, str]:
 
 
 def _row(root: Path, cells: dict[str, str]) -> Row:
-    path = _inside(root, cells["scan"])
+    path = _scan_inside(root, cells["scan"])
     category = cells.get("severity", "")
     presence = parse_presence(cells.get("presence", ""))
     if category.lower() in CLASS_FOLDERS:  # the old index writes the class where no severity is known
@@ -124,8 +125,20 @@ def _row(root: Path, cells: dict[str, str]) -> Row:
     )
 
 
+def _scan_inside(root: Path, name: str) -> Path:
+    """The path of a scan that a table names: a file, a folder, or with ``folder#2`` the second largest series of one."""
+    try:
+        return _inside(root, name)
+    except StudyError:
+        address = ADDRESS.fullmatch(name)
+        if address is None:
+            raise
+        source = _inside(root, address["source"])
+        return source.with_name(f"{source.name}#{address['series']}")
+
+
 def _inside(root: Path, name: str) -> Path:
-    """The path of a scan that a table names; a table may not lead out of its folder (links inside it may)."""
+    """The path of a file or folder that a table names; a table may not lead out of its folder (links inside it may)."""
     if not name:
         raise StudyError("names no scan")
     windows = PureWindowsPath(name)  # it takes both / and \\ for a separator, and knows drives

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
-from cov3d.config import Machine, RunSettings, to_dict
+from cov3d.config import Machine, RunSettings, hide_uid, recorded
 from cov3d.labels import PRESENCE, SEVERITY
 from cov3d.scans.study import Row, Study
 from cov3d.training.split import Split
@@ -36,14 +36,24 @@ def class_counts(rows: Sequence[Row]) -> dict[str, int]:
 def describe(study: Study, settings: RunSettings, machine: Machine, summary: dict[str, Any]) -> dict[str, Any]:
     """What ``config.json`` says of a run: command, versions, study, and every setting."""
     return {
-        "command": ["cov3d", *sys.argv[1:]],
+        "command": ["cov3d", *_without_uid(sys.argv[1:])],
         "versions": versions(),
         "study": {"source": study.source.resolve().name, "fingerprint": study.fingerprint},
         "severity_factor": settings.severity_factor,
-        **to_dict(settings),
-        "machine": to_dict(machine),
+        **recorded(settings),
+        "machine": recorded(machine),
         "summary": summary,
     }
+
+
+def _without_uid(words: Sequence[str]) -> Iterator[str]:
+    """A command's words, with a series' UID as its hash."""
+    for before, word in zip(["", *words], words, strict=False):
+        option, equals, value = word.partition("=")
+        if option == "--series" and equals:
+            yield f"{option}={hide_uid(value)}"
+        else:
+            yield hide_uid(word) if before == "--series" else word
 
 
 def versions() -> dict[str, str]:

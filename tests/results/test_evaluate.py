@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pydicom
 import pytest
-from conftest import make_study
+from conftest import make_study, smooth_volume
 from sklearn.metrics import f1_score
 
-from cov3d import evaluate, read_study
+from cov3d import Machine, NetSettings, Preprocessing, build, evaluate, infer, read_study, save_model
+from cov3d.config import Reading
 from cov3d.errors import Cov3dError, StudyError
+from cov3d.forms import write_dicom
 from cov3d.predictions import Prediction, read_predictions, write_predictions
-from cov3d.results.evaluate import report
+from cov3d.results.evaluate import match_rows, report
+from cov3d.scans.series import every_series
 
 GRADES = {1: (0.7, 0.1, 0.1, 0.1), 2: (0.1, 0.7, 0.1, 0.1), 3: (0.1, 0.1, 0.7, 0.1), 4: (0.1, 0.1, 0.1, 0.7)}
 
@@ -68,6 +72,83 @@ def test_failed_scans_are_said_beside_the_scores(study: Path, rows, tmp_path: Pa
 def test_scans_are_matched_by_path_or_by_their_name_in_the_study(study: Path, rows, tmp_path: Path):
     predictions = [Prediction("x", path, 0.9, GRADES[1]) for path in (rows[0].path.as_posix(), rows[1].scan)]
     assert evaluate(write_predictions(tmp_path / "p.csv", predictions), read_study(study))["answered"] == 2
+
+
+def dicom_scan(folder: Path, seed: int, series: int = 2) -> Path:
+    """A DICOM scan of one patient and study, of several series that get shorter."""
+    hu = (smooth_volume(12, 32, seed).astype("int16") * 6 - 1000).clip(-1000, 500)
+    for k in range(series):
+        write_dicom(folder.with_name("drawn"), hu[: 12 - 2 * k], (2.0, 1.0, 1.0), seed=10 * seed + k)
+        for file in folder.with_name("drawn").iterdir():
+            dataset = pydicom.dcmread(file)
+            dataset.PatientID, dataset.StudyInstanceUID = f"P{seed}", f"1.2.{seed}"
+            folder.mkdir(exist_ok=True)
+            dataset.save_as(folder / f"{k}-{file.name}")
+            file.unlink()
+    folder.with_name("drawn").rmdir()
+    return folder
+
+
+@pytest.fixture
+def of_series(tmp_path: Path) -> Path:
+    """A study of two DICOM scans of two series each and one of one series, and a model."""
+    root = tmp_path / "dicom"
+    for name, seed, series in (("a", 1, 2), ("b", 2, 2), ("c", 3, 1)):
+        (root / "test" / ("covid" if name == "a" else "non-covid")).mkdir(parents=True, exist_ok=True)
+        dicom_scan(root / "test" / ("covid" if name == "a" else "non-covid") / name, seed, series)
+    net = NetSettings(base_width=4, penultimate=8)
+    save_model(tmp_path / "m.safetensors", build(net), net, Preprocessing(width=32), "both", {})
+    return root
+
+
+def answer(root: Path, output: Path, *scans: Path, **reading) -> Path:
+    model = root.parent / "m.safetensors"
+    infer(scans or [root], [model], output, machine=Machine(workers=1, device="cpu"), reading=Reading(**reading))
+    return output
+
+
+def test_every_series_of_a_scan_is_scored_by_the_labels_of_the_scan(of_series: Path, tmp_path: Path):
+    table = answer(of_series, tmp_path / "p.csv", series="all")
+    assert sorted(row.scan for row in read_predictions(table)) == ["a#1", "a#2", "b#1", "b#2", "c"]
+    result = evaluate(table, read_study(of_series))
+    assert (result["asked"], result["answered"], result["presence"]["n"]) == (5, 5, 5)
+    assert [sum(counts) for counts in result["presence"]["confusion"]] == [3, 2]
+    assert "some of these are series of one scan" in report(result)
+    expanded = every_series(read_study(of_series), Reading(series="all"))
+    assert evaluate(table, expanded)["presence"] == result["presence"]
+    whole = evaluate(answer(of_series, tmp_path / "q.csv"), read_study(of_series))
+    assert (whole["asked"], whole["answered"], whole["notes"]) == (3, 3, [])
+
+
+def test_scans_that_have_no_answer_still_count_where_others_are_series(of_series: Path, tmp_path: Path):
+    table = answer(of_series, tmp_path / "p.csv", of_series / "test" / "covid", series="all")
+    result = evaluate(table, read_study(of_series))
+    assert (result["asked"], result["answered"]) == (4, 2)
+
+
+def test_a_series_that_the_table_names_has_its_own_labels(of_series: Path, tmp_path: Path):
+    (of_series / "study.csv").write_text("scan,presence\ntest/covid/a#1,1\ntest/covid/a#2,0\n")
+    table = answer(of_series, tmp_path / "p.csv", of_series / "test" / "covid", series="all")
+    assert evaluate(table, read_study(of_series))["presence"]["n"] == 2
+    truth = {row.scan: row.presence for _, row in match_rows(read_predictions(table), read_study(of_series), table)}
+    assert truth == {"test/covid/a#1": 1, "test/covid/a#2": 0}
+    whole = answer(of_series, tmp_path / "q.csv", of_series / "test" / "covid" / "a")
+    with pytest.raises(StudyError, match="1 scans are not in the study"):
+        evaluate(whole, read_study(of_series))
+
+
+def test_a_scan_is_not_scored_both_whole_and_by_series(of_series: Path, tmp_path: Path):
+    rows = read_predictions(answer(of_series, tmp_path / "p.csv", series="all"))
+    rows += read_predictions(answer(of_series, tmp_path / "q.csv"))
+    table = write_predictions(tmp_path / "r.csv", [row for row in rows if row.scan not in ("c", "b")])
+    with pytest.raises(StudyError, match=r"test/covid/a predicted both whole and by series"):
+        evaluate(table, read_study(of_series))
+
+
+def test_slices_have_no_series(study: Path, rows, tmp_path: Path):
+    table = write_predictions(tmp_path / "p.csv", [Prediction("x", f"{rows[0].path}#2", 0.9, GRADES[1])])
+    with pytest.raises(StudyError, match="1 scans are not in the study"):
+        evaluate(table, read_study(study))
 
 
 def test_a_namesake_in_another_folder_is_another_patient(study: Path, tmp_path: Path):

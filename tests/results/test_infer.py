@@ -8,12 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import torch
 from conftest import smooth_volume, write_nifti, write_slices
 
 from cov3d import Inference, Machine, NetSettings, Preprocessing, build, infer, load_model, preprocess, read, save_model
+from cov3d.config import Reading
 from cov3d.errors import Cov3dError, ModelError, SettingError
+from cov3d.forms import write_dicom
 from cov3d.results.infer import find_models, summary
 
 COLUMNS = (
@@ -182,6 +185,73 @@ def test_resume_does_a_changed_scan_again(scans: Path, tmp_path: Path):
     resumed = infer([scans], [model], output, machine=ONE, resume=True)
     fresh = infer([scans], [model], tmp_path / "q.csv", machine=ONE)
     assert [row.covid for row in resumed] == pytest.approx([row.covid for row in fresh], abs=1e-6)
+
+
+@pytest.fixture
+def flawed(tmp_path: Path) -> Path:
+    """A sound scan, one of which a slice is lost, and one that has a gap."""
+    for name in ("gap", "sound"):
+        write_dicom(tmp_path / "flawed" / name, smooth_volume(12, 32).astype(np.int16), (2.0, 1.0, 1.0), seed=len(name))
+    next(
+        file
+        for file in sorted((tmp_path / "flawed" / "gap").iterdir())
+        if abs(pydicom.dcmread(file).ImagePositionPatient[2]) < 2
+    ).unlink()
+    (write_slices(tmp_path / "flawed" / "loss", smooth_volume(12, 32)) / "4.png").write_bytes(b"")
+    return tmp_path / "flawed"
+
+
+LENIENT, PLAIN, STRICT = Reading(allow_gaps=True), Reading(), Reading(strict=True)
+
+
+@pytest.mark.parametrize("first", [LENIENT, PLAIN, STRICT], ids=["lenient", "plain", "strict"])
+@pytest.mark.parametrize("then", [LENIENT, PLAIN, STRICT], ids=["lenient", "plain", "strict"])
+def test_a_resumed_run_answers_what_a_new_one_would(flawed: Path, tmp_path: Path, first: Reading, then: Reading):
+    model, output = make_model(tmp_path / "m.safetensors"), tmp_path / "p.csv"
+    infer([flawed], [model], output, machine=ONE, reading=first)
+    before = {row["scan"]: row for row in table(output)}
+    infer([flawed], [model], output, machine=ONE, reading=then, resume=True)
+    after = {row["scan"]: row for row in table(output)}
+    answered = {LENIENT: {"gap", "loss", "sound"}, PLAIN: {"loss", "sound"}, STRICT: {"sound"}}
+    assert {scan for scan, row in after.items() if row["covid_probability"]} == answered[then]
+    if answered[first] <= answered[then]:  # nothing is done twice
+        assert {scan: after[scan] for scan in answered[first]} == {scan: before[scan] for scan in answered[first]}
+
+
+def test_an_answer_keeps_what_was_forgiven_over_several_resumes(flawed: Path, tmp_path: Path):
+    model, output = make_model(tmp_path / "m.safetensors"), tmp_path / "p.csv"
+    infer([flawed / "loss"], [model], output, machine=ONE, reading=PLAIN)
+    infer([flawed], [model], output, machine=ONE, reading=LENIENT, resume=True)
+    kept = table(output)[1]
+    rows = infer([flawed], [model], output, machine=ONE, reading=PLAIN, resume=True)
+    assert {row.scan: bool(row.error) for row in rows} == {"gap": True, "loss": False, "sound": False}
+    assert table(output)[1] == kept
+
+
+@pytest.mark.parametrize(
+    "record",
+    ["fingerprint", None, {"files": 1}, {"files": "", "forgiven": 3}, {"files": "", "forgiven": [[]]}],
+    ids=["of an older version", "nothing", "half", "number", "list"],
+)
+def test_an_answer_of_which_the_journal_says_nothing_is_made_again(scans: Path, tmp_path: Path, record: object):
+    model, output, journal = make_model(tmp_path / "m.safetensors"), tmp_path / "p.csv", tmp_path / "p.csv.json"
+    (row,) = infer([scans / "ct_scan_1"], [model], output, machine=ONE)
+    output.write_text(output.read_text().replace(f"{row.covid:.6f}", "0.123456"))
+    (kept,) = infer([scans / "ct_scan_1"], [model], output, machine=ONE, resume=True)
+    assert kept.covid == 0.123456
+    said = json.loads(journal.read_text())
+    journal.write_text(json.dumps({**said, "scans": dict.fromkeys(said["scans"], record)}))
+    (again,) = infer([scans / "ct_scan_1"], [model], output, machine=ONE, resume=True)
+    assert again.covid == row.covid
+    assert json.loads(journal.read_text()) == said
+
+
+def test_resume_with_another_series_is_refused(scans: Path, tmp_path: Path):
+    model, output = make_model(tmp_path / "m.safetensors"), tmp_path / "p.csv"
+    infer([scans], [model], output, machine=ONE, reading=Reading(series="1.2.3"))
+    infer([scans], [model], output, machine=ONE, reading=Reading(series="1.2.3"), resume=True)
+    with pytest.raises(SettingError, match="made with other models or settings"):
+        infer([scans], [model], output, machine=ONE, reading=Reading(series="1.2.4"), resume=True)
 
 
 def test_resume_with_other_models_is_refused(scans: Path, tmp_path: Path):

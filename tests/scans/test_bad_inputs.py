@@ -436,7 +436,7 @@ def test_a_hole_that_no_decoder_notices_is_named(tmp_path: Path):
     (folder / "7.jpg").write_bytes(JPEG[:middle] + bytes(200) + JPEG[middle + 200 :])
     _, scan = prepare(read(folder), SETTINGS)
     assert len(scan.slices) == 20
-    assert scan.remarks == ("1 slices do not belong between their neighbours (from the head: 7); damaged?",)
+    assert scan.remarks == ("1 slice out of keeping with the neighbours (from the head: 7); damaged?",)
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])
@@ -448,8 +448,8 @@ def test_a_scan_of_one_level_is_blank(tmp_path: Path, level: int):
 @pytest.mark.parametrize(
     "order, said",
     [
-        ([0] * 20, "19 slices show the same as the one before them (from the head: 1, 2, 3, 4, 5, and 14 more)"),
-        ([*range(9), 8, *range(9, 19)], "1 slices show the same as the one before them (from the head: 9)"),
+        ([0] * 20, "19 slices equal to the one before (from the head: 1, 2, 3, 4, 5, and 14 more)"),
+        ([*range(9), 8, *range(9, 19)], "1 slice equal to the one before (from the head: 9)"),
     ],
     ids=["all", "one"],
 )

@@ -16,8 +16,10 @@ from conftest import smooth_volume, write_slices
 
 from cov3d import Machine, Preprocessing, fill_cache, preprocess, read, read_study
 from cov3d.errors import Cov3dError, SettingError
+from cov3d.forms import write_dicom
 from cov3d.scans.cache import Cache
 from cov3d.scans.entry import entry_stem
+from cov3d.scans.study import Row
 
 SETTINGS = Preprocessing(width=32)
 TWO = Machine(workers=2)
@@ -182,6 +184,14 @@ def test_nothing_is_written_beside_the_scans(study: Path, tmp_path: Path):
 def test_a_cache_inside_a_scan_is_refused(study: Path):
     with pytest.raises(SettingError, match="lies inside the scan"):
         fill(study, study / "train" / "covid" / "ct_scan_1" / "cache")
+
+
+def test_a_cache_inside_a_scan_of_which_one_series_is_meant_is_refused(tmp_path: Path):
+    scan = write_dicom(tmp_path / "scan", np.zeros((3, 16, 16), np.int16), (2.0, 1.0, 1.0))
+    for root in (scan, scan / "cache"):
+        with pytest.raises(SettingError, match=r"lies inside the scan .*scan; choose a folder beside"):
+            fill_cache([Row("scan#2", tmp_path / "scan#2")], SETTINGS, root, TWO)
+    assert fill_cache([Row("scan#1", tmp_path / "scan#1")], SETTINGS, tmp_path / "cache", TWO).made == 1
 
 
 def test_a_cache_that_cannot_be_written_is_said_before_the_work(study: Path, tmp_path: Path):

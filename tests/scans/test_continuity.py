@@ -22,7 +22,7 @@ def grey(seed: int, slices: int = 40) -> np.ndarray:
 
 
 def odd(folder: Path) -> list[str]:
-    return [remark for remark in prepare(read(folder), SETTINGS)[1].remarks if "do not belong" in remark]
+    return [remark for remark in prepare(read(folder), SETTINGS)[1].remarks if "out of keeping" in remark]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -41,7 +41,7 @@ def test_a_slice_of_another_scan_is_named(tmp_path: Path):
     volume = grey(0)
     volume[17] = grey(1)[30]
     assert odd(write_slices(tmp_path / "scan", volume)) == [
-        "1 slices do not belong between their neighbours (from the head: 17); damaged?"
+        "1 slice out of keeping with the neighbours (from the head: 17); damaged?"
     ]
 
 

@@ -65,6 +65,15 @@ def test_without_lungs_the_scan_stays_whole_and_it_is_said(tmp_path: Path):
     assert prepare(scan, WHOLE)[1].remarks == ("no lungs found: is this a chest CT?",)
 
 
+@pytest.mark.parametrize("settings", [WHOLE, CROPPED], ids=["whole", "cropped"])
+def test_a_scan_without_its_bases_is_said_to_be_cut_off_however_it_is_prepared(tmp_path: Path, settings: Preprocessing):
+    chest = draw(0, 2, 96, 48)
+    whole, part = (write_nifti(tmp_path / f"{n}.nii", chest.hu[:n], chest.spacing) for n in (48, 30))
+    assert prepare(read(whole), settings)[1].remarks == ()
+    said = ("the lungs go on beyond the last slice: is the scan cut off?",)
+    assert prepare(read(part), settings)[1].remarks == said
+
+
 def test_an_abdomen_is_said_to_show_no_lungs(shared: Path):
     scan = read(shared / "totalseg" / "example_ct_abdomen.nii.gz")
     for settings in (WHOLE, CROPPED):

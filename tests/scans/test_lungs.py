@@ -14,7 +14,9 @@ from scipy import ndimage
 from cov3d import Preprocessing, preprocess, read
 from cov3d.chest import AIR, BONE, FAT, MUSCLE, Chest
 from cov3d.chest import draw as draw_chest
-from cov3d.scans.lungs import WINDOW, Box, find_lungs, shows_lungs
+from cov3d.forms import WINDOW
+from cov3d.scans.body import Box
+from cov3d.scans.lungs import cut_off, find_lungs, glance_at_lungs
 
 draw = cache(draw_chest)
 
@@ -22,6 +24,10 @@ draw = cache(draw_chest)
 def to_grey(hu: np.ndarray, window: tuple[float, float] = WINDOW) -> np.ndarray:
     low, high = window
     return np.rint((np.clip(hu.astype(np.float32), low, high) - low) * 255 / (high - low)).astype(np.uint8)
+
+
+def shows_lungs(grey: np.ndarray, window: tuple[float, float] = WINDOW) -> bool:
+    return glance_at_lungs(grey, window) is not None
 
 
 def box_of(mask: np.ndarray) -> Box:
@@ -289,6 +295,51 @@ def test_no_shape_is_too_odd(shape: tuple[int, ...]):
     assert shows_lungs(noise) in (True, False)
 
 
+# --- is all of them there?
+
+
+def without(volume: np.ndarray, part: str, share: int) -> np.ndarray:
+    """A volume without its upper or lower third, quarter …"""
+    slices = len(volume) // share
+    return volume[slices:] if part == "upper" else volume[: len(volume) - slices]
+
+
+CUT = {"upper": "beyond the first slice: is the scan cut off?", "lower": "beyond the last slice: is the scan cut off?"}
+
+
+@pytest.mark.parametrize("find", ["glance", "search"])
+@pytest.mark.parametrize("severity", range(5))
+@pytest.mark.parametrize("size", [64, 96, 128])
+def test_lungs_that_go_on_beyond_the_scan_are_said_and_whole_ones_are_not(size: int, severity: int, find: str):
+    def said(hu: np.ndarray) -> list[str]:
+        grey = to_grey(hu)
+        return cut_off(glance_at_lungs(grey) if find == "glance" else find_lungs(grey).mask)
+
+    for seed in range(3):
+        hu = draw(seed, severity, size, 40 + 12 * seed).hu
+        assert said(hu) == []
+        for part, expected in CUT.items():
+            assert said(without(hu, part, 3)) == [f"the lungs go on {expected}"], (seed, part)
+
+
+def test_a_slab_out_of_the_middle_goes_on_at_both_ends():
+    slab = to_grey(draw(0, 1, 96, 48).hu[16:32])
+    assert cut_off(glance_at_lungs(slab)) == [
+        "the lungs go on beyond the first and the last slice: is the scan cut off?"
+    ]
+
+
+@pytest.mark.parametrize("turn", ["mirrored", "feet first", "prone"])
+def test_how_a_whole_chest_lies_raises_no_doubt(turn: str):
+    for seed in range(4):
+        assert cut_off(glance_at_lungs(to_grey(TURNS[turn](draw(seed, 2, 96, 48).hu)))) == []
+
+
+@pytest.mark.parametrize("areas", [[9], [9, 9], [0, 9, 0], [4, 9, 4]])
+def test_one_or_two_slices_and_small_ends_say_nothing(areas: list[int]):
+    assert cut_off(np.arange(9) < np.array(areas)[:, None, None]) == []
+
+
 def test_it_is_quick():
     large = to_grey(np.kron(draw(0, 3, 107, 53).hu, np.ones((3, 3, 3), np.int16)))[:, :320, :320]
     small = to_grey(draw(1, 4, 128, 96).hu)
@@ -337,6 +388,20 @@ def test_the_lungs_are_those_that_chest_imaging_platform_found(shared: Path):
     lungs = find_lungs(to_grey(image), (3.99, 4.17, 4.17))
     assert dice(lungs.mask, mask > 0) > 0.95
     check(image, mask > 0)
+
+
+@pytest.mark.parametrize("width", [64, 256])
+@pytest.mark.parametrize("name", ["cip_ct64/ct-64.nii.gz", "jpg_stacks/cip_ct64", "jpg_stacks/lung2"])
+def test_real_scans_are_whole_until_they_are_cut(shared: Path, name: str, width: int):
+    tensor = tensor_of(shared / name, width, width // 2)
+    assert cut_off(glance_at_lungs(tensor)) == []
+    for part, expected in CUT.items():
+        assert cut_off(glance_at_lungs(without(tensor, part, 3))) == [f"the lungs go on {expected}"]
+
+
+@pytest.mark.parametrize("name", ["ibsi_phantom/nifti/image/phantom.nii.gz", "totalseg/pulmonary_ct_cropped.nii.gz"])
+def test_real_scans_that_their_publishers_cut_are_said_to_be_cut(shared: Path, name: str):
+    assert cut_off(glance_at_lungs(tensor_of(shared / name, 128, 64))) == [f"the lungs go on {CUT['upper']}"]
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,109 @@ def test_oblique_scans_are_read_along_the_nearest_axes_with_a_warning(tmp_path: 
         assert any(f"{degrees} degrees off" in warning for warning in read(tmp_path / "scan.nii").remarks) == warned
 
 
+def with_both_forms(path: Path, qform: np.ndarray, sform: np.ndarray, **header) -> Path:
+    """A volume whose header gives both forms, written by nibabel."""
+    image = nib.Nifti1Image(hounsfield(), sform)
+    image.set_sform(sform, 1)
+    image.set_qform(qform, 2)
+    for name, value in header.items():
+        image.header[name] = value
+    nib.save(image, path)
+    return path
+
+
+def flipped(affine: np.ndarray, *axes: int) -> np.ndarray:
+    """The affine of the same voxels said to run the other way along some of the patient's axes."""
+    flips = np.ones(4)
+    flips[list(axes)] = -1
+    return np.diag(flips) @ affine
+
+
+DISAGREEING = {
+    "left and right": (
+        flipped(turned(0), 0),
+        "point Left, Anterior, Superior, or Right, Anterior, Superior; used sform",
+    ),
+    "head and feet": (
+        flipped(turned(0), 2),
+        "point Right, Anterior, Inferior, or Right, Anterior, Superior; used sform",
+    ),
+    "prone": (flipped(turned(0), 0, 1), "point Left, Posterior, Superior, or Right, Anterior, Superior; used sform"),
+    "a quarter turn": (turned(90), "point Anterior, Left, Superior, or Right, Anterior, Superior; used sform"),
+    "5 degrees": (turned(5), "disagree by 5.0 degrees; used sform"),
+    "1.2 degrees": (turned(1.2), "disagree by 1.2 degrees; used sform"),
+}
+
+
+@pytest.mark.parametrize("name", DISAGREEING)
+def test_qform_and_sform_that_disagree_are_said_and_the_sform_is_used(tmp_path: Path, name: str):
+    qform, said = DISAGREEING[name]
+    path = with_both_forms(tmp_path / "scan.nii", qform, turned(0))
+    header = nib.load(path).header
+    assert not np.allclose(header.get_qform()[:3, :3], header.get_sform()[:3, :3], atol=0.01)
+    scan = read(path)
+    assert len(scan.remarks) == 1 and scan.remarks[0].startswith("qform and sform disagree") and said in scan.remarks[0]
+    same = read(with_both_forms(tmp_path / "same.nii", turned(0), turned(0)))
+    assert same.remarks == ()
+    np.testing.assert_array_equal(scan.voxels, same.voxels)
+
+
+@pytest.mark.parametrize("codes", ORIENTATIONS)
+def test_forms_that_agree_but_for_rounding_and_offset_raise_no_doubt(tmp_path: Path, codes: str):
+    c, s = np.cos(0.1), np.sin(0.1)
+    turn = np.array([[c, -s, 0, 0], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    ornt = nib.orientations.axcodes2ornt(tuple(codes)).astype(int)
+    affine = np.eye(4)
+    affine[:3, :3] = (np.eye(3)[ornt[:, 0]] * ornt[:, 1:]).T
+    affine = turn @ affine
+    sform = affine.copy()
+    sform[:3, :3] = np.round(sform[:3, :3], 4)
+    sform[:3, 3] += (30, -100, 7)
+    path = with_both_forms(tmp_path / "scan.nii", affine, sform)  # of 1 mm, so that no axis looks like a stack's
+    assert "".join(nib.aff2axcodes(nib.load(path).header.get_qform())) == codes
+    assert read(path).remarks == ()
+
+
+def test_a_sform_that_is_sheared_a_little_agrees_with_the_qform_next_to_it(tmp_path: Path):
+    sform = turned(4, shear=0.015)
+    path = with_both_forms(tmp_path / "scan.nii", sform, sform)  # nibabel strips the shear off the qform
+    assert read(path).remarks == ()
+
+
+@pytest.mark.parametrize("codes", [(0, 1), (1, 0)])
+def test_a_form_that_is_not_in_use_is_not_compared(tmp_path: Path, codes: tuple[int, int]):
+    path = with_both_forms(
+        tmp_path / "scan.nii", flipped(turned(0), 0), turned(0), qform_code=codes[0], sform_code=codes[1]
+    )
+    assert read(path).remarks == ()
+
+
+@pytest.mark.parametrize(("quatern", "said"), [(1 + 1e-5, ()), (1.2, ("qform is no rotation; used sform",))])
+def test_a_quaternion_may_be_longer_than_one_by_rounding_only(tmp_path: Path, quatern: float, said: tuple[str, ...]):
+    affine = flipped(turned(0), 0, 1)  # half a turn about the long axis: quaternion 0, 0, 0, 1
+    path = with_both_forms(tmp_path / "scan.nii", affine, affine, quatern_d=quatern)
+    with pytest.raises(ValueError, match="w2 should be positive"):
+        nib.load(path).header.get_qform()
+    assert read(path).remarks == said
+
+
+@pytest.mark.parametrize("row", [[0, 0, 0, 0], [np.nan, 0, 0, 0]])
+def test_a_sform_that_is_none_is_refused_and_not_compared(tmp_path: Path, row: list[float]):
+    path = with_both_forms(tmp_path / "scan.nii", turned(0), turned(0))
+    data = bytearray(path.read_bytes())
+    data[280:296] = np.array(row, "<f4").tobytes()  # srow_x, which nibabel would mend
+    path.write_bytes(data)
+    with pytest.raises(ScanError, match="singular"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["cip_ct64/ct-64.nii.gz", "ibsi_phantom/nifti/image/phantom.nii.gz"])
+def test_real_volumes_with_both_forms_raise_no_doubt(shared: Path, name: str):
+    header = nib.load(shared / name).header
+    assert header["qform_code"] > 0 and header["sform_code"] > 0
+    assert not any("qform" in remark for remark in read(shared / name).remarks)
+
+
 def test_a_sheared_scan_is_refused_or_read_as_it_is(tmp_path: Path):
     nib.save(nib.Nifti1Image(hounsfield(), turned(0, shear=0.3)), tmp_path / "scan.nii")
     with pytest.raises(ScanError, match=r"16\.7 degrees off right angles.*say --allow-gaps"):

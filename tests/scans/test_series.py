@@ -53,6 +53,33 @@ def test_a_patient_that_the_table_names_stays(tmp_path: Path):
     assert with_patients(Study(tmp_path, (row,))).rows == (row,)
 
 
+def known(tmp_path: Path, *scans: tuple[str, str]) -> dict[str, str]:
+    """The patients of a study whose scans have an id in their headers and one, or none, in the table."""
+    rows = [Row(f"s{k}", scan(tmp_path / f"s{k}", header, k), patient=told) for k, (header, told) in enumerate(scans)]
+    found = with_patients(Study(tmp_path, tuple(rows)))
+    assert "DOE" not in repr(found)
+    return {row.scan: row.patient for row in found.rows}
+
+
+def test_a_patient_that_the_table_names_once_has_all_scans_whose_headers_say_so(tmp_path: Path):
+    patients = known(tmp_path, ("DOE-1", "p7"), ("DOE-2", ""), ("DOE-1", ""), ("DOE-2", ""), ("", ""))
+    assert patients == {"s0": "p7", "s1": "dicom-1", "s2": "p7", "s3": "dicom-1", "s4": ""}
+
+
+def test_where_the_table_names_two_the_others_keep_their_number(tmp_path: Path):
+    patients = known(tmp_path, ("DOE-1", "p7"), ("DOE-1", "p8"), ("DOE-1", ""), ("DOE-1", ""), ("DOE-2", ""))
+    assert patients == {"s0": "p7", "s1": "p8", "s2": "dicom-1", "s3": "dicom-1", "s4": "dicom-2"}
+
+
+def test_a_patient_known_by_table_and_header_is_refused_on_both_sides(tmp_path: Path):
+    rows = tuple(
+        Row(f"s{k}", scan(tmp_path / f"s{k}", "DOE-1", k), presence=1, split=split, patient=told)
+        for k, (split, told) in enumerate((("train", "p7"), ("validation", "")))
+    )
+    with pytest.raises(StudyError, match=r"1 patients have scans both .* \(s0, s1\)"):
+        split_rows(with_patients(Study(tmp_path, rows)).rows, Training())
+
+
 def test_an_id_that_all_scans_share_is_a_placeholder(tmp_path: Path):
     found = with_patients(study(tmp_path, ["ANON"] * 4))
     assert {row.patient for row in found.rows} == {""}
@@ -81,3 +108,4 @@ def test_every_series_of_a_scan_is_a_row_of_one_patient(tmp_path: Path):
     every = every_series(found, Reading(series="all"))
     assert [row.scan for row in every.rows] == ["a#1", "a#2", "slices"]
     assert [row.patient for row in with_patients(every).rows] == ["dicom-1", "dicom-1", ""]
+    assert every_series(every, Reading(series="all")) == every

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 from conftest import write_nifti, write_slices
 
 from cov3d import Preprocessing, preprocess, read
-from cov3d.chest import draw
+from cov3d.chest import AIR, draw
 from cov3d.config import Reading
+from cov3d.scans.value_range import measure, unit_of
 
 SETTINGS = Preprocessing(width=48)
 HU = draw(3, severity=2, size=64, slices=24).hu
@@ -80,6 +82,70 @@ def test_hu_that_are_shifted_are_said(tmp_path: Path, shift: int, said: str):
     chest[5, 20:22, 20:22] = 1500  # metal
     scan = read(write_nifti(tmp_path / "scan.nii.gz", chest.astype(np.int16)))
     assert said in scan.remarks[0]
+
+
+@pytest.mark.parametrize("severity", range(5))
+@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize(("shift", "tissue"), [(0, None), (250, (270, 310)), (-250, (-230, -190))])
+def test_a_chest_shifted_by_250_hu_is_said_with_its_air_and_tissue(size: int, severity: int, shift: int, tissue):
+    for seed in range(2):
+        chest = draw(seed, severity, size, 24).hu + shift
+        said = unit_of(measure(chest.astype(np.float32)), Reading()).warnings
+        if tissue is None:
+            assert said == ()
+            continue
+        found = re.fullmatch(
+            r"values are unlikely for HU: air at (\S+), soft tissue at (\S+); is the rescale .*", said[0]
+        )
+        air, level = (int(value) for value in found.groups())
+        assert tissue[0] < level < tissue[1]
+        assert air == pytest.approx(AIR + shift, abs=20) if shift > 0 else air < -500
+
+
+def test_stored_values_without_their_intercept_are_said_though_padding_is_black(tmp_path: Path):
+    stored = np.where(HU < -990, -2000, HU + 1024).astype(np.int16)
+    said = read(write_nifti(tmp_path / "scan.nii.gz", stored)).remarks
+    assert said[0].startswith("values are unlikely for HU: no air, soft tissue at")
+    assert read(write_nifti(tmp_path / "same.nii.gz", stored), Reading(range="hu")).remarks == ()
+
+
+@pytest.mark.parametrize("noise", [60, 120, 250])
+def test_noise_raises_no_doubt(noise: int):
+    rng = np.random.default_rng(noise)
+    noisy = HU + rng.normal(0, noise, HU.shape)
+    assert unit_of(measure(noisy.astype(np.float32)), Reading()).warnings == ()
+
+
+def test_the_histogram_is_numpys_of_the_sample_and_knows_no_nan():
+    pixels = np.random.default_rng(0).normal(-300, 400, (3, 200, 130)).astype(np.float32)
+    pixels[0, :6, :6] = np.nan, np.inf, -np.inf, 0, 0, 0
+    values = measure(pixels)
+    sample = pixels[:, ::2, ::2]
+    assert values.sampled == sample.size
+    assert values.share((-150, 200)) == pytest.approx(np.mean((sample >= -150) & (sample < 200)), abs=1e-6)
+    assert values.not_finite == 18
+
+
+REAL = {
+    "cip_ct64/ct-64.nii.gz": 2,
+    "cip_ct64/dicom": 2,
+    "pyradiomics/lung2_image.nrrd": 2,
+    "ibsi_phantom/nifti/image/phantom.nii.gz": 2,
+    "totalseg/pulmonary_ct_cropped.nii.gz": 2,
+    "totalseg/example_ct_abdomen.nii.gz": 2,
+    "lungfcp_0006_15slices": 1,  # fat and muscle drown in the shoulders' noise
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_hu_raise_no_doubt_until_they_are_shifted(shared: Path, name: str):
+    voxels = read(shared / name).voxels
+
+    def said(shift: int) -> tuple[str, ...]:
+        return unit_of(measure(voxels + np.float32(shift)), Reading()).warnings
+
+    assert said(0) == ()
+    assert len(said(250)) + len(said(-250)) == REAL[name]
 
 
 def test_grey_beyond_white_is_cut_and_said(tmp_path: Path):
