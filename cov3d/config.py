@@ -12,13 +12,16 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from types import NoneType
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from cov3d.errors import SettingError
 from cov3d.labels import TASKS
 
 Task = Literal["presence", "severity", "both"]
-Architecture = Literal["resnet18", "mc3-18", "r2plus1d-18"]
+Architecture = Literal[
+    "resnet18", "mc3-18", "r2plus1d-18", "convnext-micro", "convnext-tiny", "convnext-small", "convnext-base"
+]
+Family = Literal["resnet", "convnext"]
 
 # A SeriesInstanceUID, and what is written in its place.
 UID, HIDDEN_UID = r"[0-9.]{1,64}", r"sha256:[0-9a-f]{16}"
@@ -91,20 +94,65 @@ class Preprocessing:
         return self.depth, self.width, self.width
 
 
+class NetNumbers(NamedTuple):
+    """The numbers of a network's settings."""
+
+    base_width: int
+    dropout: float
+    penultimate: int
+    drop_path: float
+
+
+# As published: Turnbull (arXiv 2207.12218) for ResNets, Kienzle et al. (arXiv 2206.15073) for ConvNeXts.
+PUBLISHED_NETS: dict[str, NetNumbers] = {
+    **dict.fromkeys(("resnet18", "mc3-18", "r2plus1d-18"), NetNumbers(64, 0.5, 512, 0.0)),
+    "convnext-micro": NetNumbers(64, 0.0, 512, 0.1),
+    "convnext-tiny": NetNumbers(96, 0.0, 768, 0.1),
+    "convnext-small": NetNumbers(96, 0.0, 768, 0.4),
+    "convnext-base": NetNumbers(128, 0.0, 1024, 0.5),
+}
+
+
 @dataclass(frozen=True)
 class NetSettings:
     """Which network."""
 
-    architecture: Architecture = option("resnet18", "The network: a 3D ResNet of torchvision's video family.")
-    base_width: int = option(
-        64, "Channels of the first stage; 64 is published, 8 to 16 train on a CPU.", min=2, max=256
+    architecture: Architecture = option(
+        "resnet18", "The network: a 3D ResNet of torchvision's family, or a 3D ConvNeXt."
+    )
+    base_width: int | None = option(
+        None, "Channels of the first stage; as published if not said; 8 to 16 train on a CPU.", min=2, max=256
     )
     pool: Literal["avg", "max"] = option("avg", "How features are pooled over the volume.")
-    dropout: float = option(0.5, "Share of features dropped after each stage and in the head.", min=0.0, max=0.95)
-    penultimate: int = option(512, "Features of the head's hidden layer.", min=1)
+    dropout: float | None = option(
+        None,
+        "Share of features dropped: .5 after each stage and in the head of a ResNet; 0, a ConvNeXt's head only.",
+        min=0.0,
+        max=0.95,
+    )
+    penultimate: int | None = option(None, "Features of the head's hidden layer; as published if not said.", min=1)
+    drop_path: float | None = option(
+        None, "Share of a ConvNeXt's deepest branches dropped in training; as published if not said.", min=0.0, max=0.95
+    )
 
     def __post_init__(self) -> None:
         _check_limits(self)
+        if self.drop_path and self.family != "convnext":
+            raise SettingError(f"--drop-path is for ConvNeXts; --architecture {self.architecture} has none")
+
+    @property
+    def family(self) -> Family:
+        """What kind of network it is."""
+        return "convnext" if self.architecture.startswith("convnext") else "resnet"
+
+    @property
+    def numbers(self) -> NetNumbers:
+        """Its numbers: those that were said, and the published ones for the others."""
+        published = PUBLISHED_NETS[self.architecture]
+        said = {name: getattr(self, name) for name in NetNumbers._fields if getattr(self, name) is not None}
+        if "base_width" in said and self.penultimate is None and self.family == "convnext":
+            said["penultimate"] = 8 * said["base_width"]  # its hidden layer is as wide as the last stage
+        return published._replace(**said)
 
 
 @dataclass(frozen=True)
@@ -167,7 +215,11 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         check_task(self.task)
-        if self.training.weights == "kinetics" and self.net.base_width != 64:
+        if self.training.weights == "kinetics" and self.net.family != "resnet":
+            raise SettingError(
+                f"Kinetics weights are for ResNets, and --architecture is {self.net.architecture}; say --weights none"
+            )
+        if self.training.weights == "kinetics" and self.net.numbers.base_width != 64:
             raise SettingError(
                 f"Kinetics weights fit --base-width 64, not {self.net.base_width}; say --weights none, or leave the width"
             )

@@ -8,12 +8,17 @@ from torch import nn
 
 from cov3d.config import NetSettings
 from cov3d.errors import SettingError
+from cov3d.nets.convnext import convnext
 from cov3d.nets.resnet import mc3_18, r2plus1d_18, resnet18
 
 NETS: dict[str, Callable[[NetSettings], nn.Module]] = {
     "resnet18": resnet18,
     "mc3-18": mc3_18,
     "r2plus1d-18": r2plus1d_18,
+    "convnext-micro": convnext,
+    "convnext-tiny": convnext,
+    "convnext-small": convnext,
+    "convnext-base": convnext,
 }
 
 

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from cov3d.config import NetSettings
 from cov3d.labels import LOGITS
+from cov3d.nets.checkpoint import checkpointed
+from cov3d.nets.pool import POOLS
 
 # (inputs, outputs, middle, stride) -> a convolution; only the factored one has middle channels.
 Convolution = Callable[[int, int, int, int], nn.Module]
@@ -46,38 +48,43 @@ def r2plus1d_18(settings: NetSettings) -> ResNet:
 class ResNet(nn.Module):
     """A 3D ResNet of 18 layers: ``(B, 1, D, H, W)`` float → logits ``(B, 6)`` (:mod:`cov3d.labels`)."""
 
+    checkpointing = False  # recompute activations in the backward pass instead of keeping them
+
     def __init__(self, settings: NetSettings, stem: Callable[[int], nn.Module], convolutions: Sequence[Convolution]):
         super().__init__()
-        w = settings.base_width
+        numbers = settings.numbers
+        w = numbers.base_width
         self.stem = stem(w)
         self.layer1 = stage(w, w, convolutions[0], stride=1)
         self.layer2 = stage(w, 2 * w, convolutions[1], stride=2)
         self.layer3 = stage(2 * w, 4 * w, convolutions[2], stride=2)
         self.layer4 = stage(4 * w, 8 * w, convolutions[3], stride=2)
-        self.dropout = nn.Dropout(settings.dropout)  # never in place: the ReLU before it needs its output for backward
+        self.dropout = nn.Dropout(numbers.dropout)  # never in place: the ReLU before it needs its output for backward
         self.pool = POOLS[settings.pool]
         self.head = nn.Sequential(
-            nn.Linear(8 * w, settings.penultimate),
+            nn.Linear(8 * w, numbers.penultimate),
             nn.ReLU(),
-            nn.Dropout(settings.dropout),
-            nn.Linear(settings.penultimate, LOGITS),
+            nn.Dropout(numbers.dropout),
+            nn.Linear(numbers.penultimate, LOGITS),
         )
         self.apply(initialise)
 
     def forward(self, x: Tensor) -> Tensor:
-        for features in self._stages(x):  # one at a time: without gradients, earlier stages need not be kept
+        for features in self._features(x):  # one at a time: without gradients, earlier stages need not be kept
             x = features
         x = self.pool(x)  # (B, 8w, D/8, H/16, W/16) -> (B, 8w)
         return self.head(x)  # (B, 8w) -> (B, 6)
 
-    def stages(self, x: Tensor) -> list[Tensor]:
+    def features(self, x: Tensor) -> list[Tensor]:
         """What layer1…layer4 give, after dropout: four feature maps of w, 2w, 4w, 8w channels, for a decoder."""
-        return list(self._stages(x))
+        return list(self._features(x))
 
-    def _stages(self, x: Tensor) -> Iterator[Tensor]:
+    def _features(self, x: Tensor) -> Iterator[Tensor]:
         x = self.stem(x)  # (B, 1, D, H, W) -> (B, w, D, H/2, W/2)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = self.dropout(layer(x))  # from layer2 on: twice the channels, half of D, H and W
+            for block in layer:
+                x = checkpointed(block, x) if self.checkpointing else block(x)
+            x = self.dropout(x)  # from layer2 on: twice the channels, half of D, H and W
             yield x
 
 
@@ -157,19 +164,6 @@ def factored_stem(width: int) -> nn.Module:
         nn.BatchNorm3d(width),
         nn.ReLU(inplace=True),
     )
-
-
-def mean(x: Tensor) -> Tensor:
-    """The mean over the volume: ``(B, C, D, H, W)`` → ``(B, C)``; AdaptiveAvgPool3d's gradient varies by run on a GPU."""
-    return x.mean((2, 3, 4))
-
-
-def maximum(x: Tensor) -> Tensor:
-    """The maximum over the volume: ``(B, C, D, H, W)`` → ``(B, C)``."""
-    return x.amax((2, 3, 4))
-
-
-POOLS = {"avg": mean, "max": maximum}
 
 
 def initialise(module: nn.Module) -> None:

@@ -99,7 +99,9 @@ def move(tensors: Mapping[str, Tensor], net: nn.Module, source: str) -> Report:
 
 def kinetics(settings: NetSettings) -> Tensors:
     """Torchvision's Kinetics-400 weights, downloaded once and checked by their SHA-256."""
-    if settings.base_width != KINETICS_WIDTH:
+    if settings.architecture not in KINETICS:
+        raise SettingError(f"there are no Kinetics weights of {settings.architecture}; say --weights none, or a file")
+    if settings.numbers.base_width != KINETICS_WIDTH:
         raise SettingError(
             f"the Kinetics weights are for --base-width {KINETICS_WIDTH} and not {settings.base_width}; say --weights none"
         )
