@@ -27,7 +27,7 @@ from cov3d.scans.volume import canonical_turn, check_axes, check_spacing
 # A smaller stack is only taken for a larger irregular one if it has at least this share of its slices.
 REGULAR_SHARE = 0.5
 LOOKS = 9  # slices in which values are looked at
-SHORT_MM = 100  # less of the body than this is said
+SHORT_MM, LONG_MM = 100, 2500  # less of the body than this is said, more refused
 
 
 def read_dicom(path: Path, reading: Reading) -> Scan:
@@ -116,6 +116,8 @@ def _check(path: Path, stack: Stack, stacks: Sequence[Stack]) -> None:
         raise ScanError(path, stack.problem)
     if len(stack.slices) > MOST_SLICES:
         raise ScanError(path, f"{len(stack.slices)} slices are more than {MOST_SLICES}; is this one scan?")
+    if stack.length > LONG_MM:
+        raise ScanError(path, f"its slices lie over {stack.length / 1000:.1f} m; mend their positions")
     for item in stack.slices:
         if item.undecodable:
             raise ScanError(path, f"pixels stored as {item.undecodable} cannot be decoded here; convert them first")
@@ -181,12 +183,11 @@ def _remarks(headers: Headers, stacks: Sequence[Stack], stack: Stack) -> list[st
             aside[_difference(other, stack)] += len(other.slices)
     aside["duplicate"] += stack.duplicates
     count = len(stack.slices)
-    length = abs(stack.step) * count
     remarks = [f"set aside{_counted(+aside)}"] if +aside else []
     if count == 1:
         remarks.append("only 1 slice: the volume is constant along depth")
-    elif length < SHORT_MM:
-        remarks.append(f"covers only {length:.0f} mm of the body")
+    elif stack.length < SHORT_MM:
+        remarks.append(f"covers only {stack.length:.0f} mm of the body")
     if unsaid := stack.slices[0].unsaid:
         remarks.append(f"no {' and no '.join(unsaid)}; values are taken for HU without")
     return remarks

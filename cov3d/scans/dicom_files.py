@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -80,14 +80,23 @@ def begins_as_dicom(head: bytes) -> bool:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The DICOM files directly in a folder and, where there are any, those of the same ending that were: lost ones.
-
-    Files that are empty, hold only zeros or cannot be looked at, so that they count as unreadable.
-    """
+    """The DICOM files directly in a folder, and those beside them that were, and count as unreadable."""
     files = [path for path in sorted(folder.iterdir()) if may_be_dicom(path.name) and not path.is_dir()]
-    dicom = {file for file in files if is_dicom(file)}
-    endings = {_ending(file) for file in dicom}
-    return [file for file in files if file in dicom or (_ending(file) in endings and _is_lost(file))]
+    found = dicom_among([(file, b"" if file.suffix.lower() in SUFFIXES else _head(file)) for file in files])
+    return [file for file, is_meant in zip(files, found, strict=True) if is_meant]
+
+
+def dicom_among(files: Sequence[tuple[Path, bytes | None]]) -> list[bool]:
+    """Which of files, by their names and first bytes (None where they cannot be read), are DICOM or have been.
+
+    What has been is what is named as they are: by the same ending, or, where they have none, by a number. A README is none.
+    """
+    dicom = [path.suffix.lower() in SUFFIXES or begins_as_dicom(head or b"") for path, head in files]
+    endings = {_ending(path) for (path, _), is_one in zip(files, dicom, strict=True) if is_one}
+    return [
+        is_one or (_ending(path) in endings and (bool(_ending(path)) or _is_lost(path, head)))
+        for (path, head), is_one in zip(files, dicom, strict=True)
+    ]
 
 
 def _ending(file: Path) -> str:
@@ -95,16 +104,16 @@ def _ending(file: Path) -> str:
     return "" if file.suffix[1:].isdigit() else file.suffix.lower()
 
 
-def _is_lost(file: Path) -> bool:
-    head = _head(file)
-    return head is None or not any(head)
+def _is_lost(file: Path, head: bytes | None) -> bool:
+    """Whether a file without an ending was DICOM once."""
+    return head is None or not any(head) or any(character.isdigit() for character in file.name)
 
 
 def _head(path: Path) -> bytes | None:
-    """A file's first bytes; None if it cannot be looked at, and something that is never DICOM of what is no file."""
+    """A file's first bytes; None if it cannot be read, as a pipe, which would block for ever."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            return b"no file"
+            return None
         with path.open("rb") as file:
             return file.read(HEAD)
     except OSError:

@@ -37,6 +37,7 @@ PROJECTIONS = {"MIP", "MINIP", "MAX_IP", "MIN_IP", "PROJECTION IMAGE", "SSD", "V
 # RescaleTypes (PS3.3 C.11.1.1.2): iodine, effective atomic number, density, …; some write HU in their own words.
 NOT_HU = {"OD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}
 RESCALE = "PixelValueTransformationSequence"
+FARTHEST_MM = 10_000
 TRANSFER_SYNTAX = Tag("TransferSyntaxUID")
 TAGS: list[BaseTag] = [
     Tag(name)
@@ -198,6 +199,8 @@ def _slices(part: Part, dataset: Dataset) -> Iterator[Slice]:
     frames = int(dataset.get("NumberOfFrames") or 1)
     if not (0 < rows <= LARGEST_SIDE and 0 < columns <= LARGEST_SIDE and 0 < frames <= MOST_SLICES):
         raise _Aside(f"promising {frames} frames of {rows}×{columns} pixels, which no chest CT has")
+    if kind == CTImageStorage and frames > 1:
+        raise _Lost("holds several frames, and a CT Image has one")
     if kind == CTImageStorage:
         yield _slice(part, None, dataset, [dataset])
         return
@@ -217,6 +220,8 @@ def _slice(part: Part, frame: int | None, dataset: Dataset, groups: Sequence[Dat
         raise _Lost("is without ImagePositionPatient or ImageOrientationPatient")
     if spacing is None or not (spacing > 0).all():
         raise _Lost("is without PixelSpacing in mm")
+    if np.abs(position).max() > FARTHEST_MM:
+        raise _Lost(f"lies more than {FARTHEST_MM // 1000} m from where positions are counted from")
     axes = orientation.reshape(2, 3)
     if not np.allclose(axes @ axes.T, np.eye(2), atol=0.01):
         raise _Lost("has an orientation that cannot be")
@@ -233,9 +238,9 @@ def _slice(part: Part, frame: int | None, dataset: Dataset, groups: Sequence[Dat
         part=part,
         frame=frame,
         series=str(dataset.get("SeriesInstanceUID", "")),
-        patient=str(dataset.get("PatientID", "")),
+        patient=str(dataset.get("PatientID", "")).strip(),
         study=str(dataset.get("StudyInstanceUID", "")),
-        acquisition=str(dataset.get("AcquisitionNumber", "")),
+        acquisition=_acquisition(dataset, groups),
         size=(int(dataset.Rows), int(dataset.Columns)),
         spacing=spacing,
         orientation=axes,
@@ -248,6 +253,14 @@ def _slice(part: Part, frame: int | None, dataset: Dataset, groups: Sequence[Dat
         derived="DERIVED" in _image_type(dataset),
         undecodable=undecodable(dataset.file_meta.get("TransferSyntaxUID")),
     )
+
+
+def _acquisition(dataset: Dataset, groups: Sequence[Dataset]) -> str:
+    """Which pass over the body an image is of: acquisitions, and times of one acquisition."""
+    frame = [
+        _said(groups, "FrameContentSequence", name) for name in ("FrameAcquisitionNumber", "TemporalPositionIndex")
+    ]
+    return "/".join(str(value) for value in (dataset.get("AcquisitionNumber"), *frame) if value is not None)
 
 
 def _image_type(dataset: Dataset) -> set[str]:
@@ -279,5 +292,5 @@ def _numbers(groups: Sequence[Dataset], macro: str, name: str, count: int) -> np
     except (TypeError, ValueError):
         numbers = np.empty(0)
     if len(numbers) != count or not np.isfinite(numbers).all():
-        raise _Lost(f"has a {name} that is not {'a number' if count == 1 else f'{count} numbers'}")
+        raise _Lost(f"says {name} in something else than {'a number' if count == 1 else f'{count} numbers'}")
     return numbers

@@ -121,6 +121,8 @@ def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
         return np.zeros(stored.shape, bool)
     limit = dataset.get("PixelPaddingRangeLimit")
     low, high = sorted((value, limit if isinstance(limit, int) else value))
+    if stored.dtype.kind == "u" and high < 0:  # written as a signed number: the same bits
+        low, high = (number + 2 ** (8 * stored.dtype.itemsize) for number in (low, high))
     return (stored >= low) & (stored <= high)
 
 

@@ -48,7 +48,13 @@ class Stack:
     @property
     def step(self) -> float:
         """The distance of neighbouring slices in mm; of a single one it is not known, and 1 stands for it."""
-        return float(np.median(np.diff(self.places))) if len(self.slices) > 1 else 1.0
+        steps = np.diff(self.places)
+        return float(steps[_usual(steps)].mean()) if len(steps) else 1.0
+
+    @property
+    def length(self) -> float:
+        """How much of the body the slices cover, mm."""
+        return float(np.ptp(self.places)) + abs(self.step)
 
     @property
     def plane(self) -> str:
@@ -159,14 +165,24 @@ def _digests(items: Sequence[Slice]) -> dict[int, str]:
     return digests
 
 
+def _tolerance(steps: np.ndarray) -> float:
+    """How far distances may be from their median; a little more, since some write positions in tenths of a mm."""
+    return max(UNEVEN_MM, UNEVEN_SHARE * float(np.median(np.abs(steps)))) + 1e-6
+
+
+def _usual(steps: np.ndarray) -> np.ndarray:
+    """Which distances are as the others."""
+    return np.abs(steps - np.median(steps)) <= _tolerance(steps)
+
+
 def _distances(places: np.ndarray) -> tuple[Flaw, ...]:
     """Where slices are missing, or unevenly spaced."""
     steps = np.abs(np.diff(places))
     if len(steps) < 2:
         return ()
-    usual = float(np.median(steps))
-    tolerance = max(UNEVEN_MM, UNEVEN_SHARE * usual)
-    odd = np.flatnonzero(np.abs(steps - usual) > tolerance)
+    even = _usual(steps)
+    usual, tolerance = float(steps[even].mean()), _tolerance(steps)
+    odd = np.flatnonzero(~even)
     if not len(odd):
         return ()
     times = np.rint(steps[odd] / usual)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +41,7 @@ def identity(part: Part) -> Identity:
 
 
 def dicom_files(path: Path) -> list[Path]:
-    """The DICOM files of a scan: a file or zip itself; of a folder, those in it and below it, if they are of one study.
+    """The DICOM files of a scan: a file or zip itself; of a folder, those in it, and those below if of the same study.
 
     Below a folder that holds none itself, all are meant, whatever they are: :func:`read_dicom` says what they are.
     """
@@ -80,10 +82,10 @@ def whole_studies(root: Path, folders: Sequence[Path]) -> list[Path]:
 
 
 def _one_study(groups: Iterable[Sequence[Path]]) -> bool:
-    """Whether groups of files are all of one patient and one study."""
+    """Whether groups of files are all of one patient (or of none) and one study, as far as first and last files say."""
     first = None
     for said in _ends(groups):
-        if said is None or not said.patient or not said.study or (first or said)[:2] != said[:2]:
+        if not said.study or (first or said)[:2] != said[:2]:
             return False
         first = said
     return first is not None
@@ -91,9 +93,9 @@ def _one_study(groups: Iterable[Sequence[Path]]) -> bool:
 
 def _share_a_series(folders: Iterable[Path]) -> bool:
     """Whether a series goes on from one folder to another, and is no copy of it."""
-    ends = [{said for said in _ends([files_in(folder)]) if said} for folder in folders]
-    series = [{said.series for said in own} for own in ends]
-    instances = [{said.instance for said in own} for own in ends]
+    said = [list(_identities(files_in(folder))) for folder in folders]
+    series = [{one.series for one in own} for own in said]
+    instances = [{one.instance for one in own} for own in said]
     return _meet(series) and not _meet(instances)
 
 
@@ -102,11 +104,14 @@ def _meet(sets: Sequence[set[str]]) -> bool:
     return len(set().union(*sets)) < sum(map(len, sets))
 
 
-def _ends(groups: Iterable[Sequence[Path]]) -> Iterator[Identity | None]:
-    """Whose image the first and the last file of each group are; None of what cannot be read."""
+def _ends(groups: Iterable[Sequence[Path]]) -> Iterator[Identity]:
+    """Whose images the first and the last file of each group are that can be read."""
     for files in groups:
-        for file in (*files[:1], *files[-1:]):
-            try:
-                yield identity(part_of(file))
-            except (ScanError, OSError):
-                yield None
+        yield from islice(_identities(files), 1)
+        yield from islice(_identities(files[:0:-1]), 1)
+
+
+def _identities(files: Iterable[Path]) -> Iterator[Identity]:
+    for file in files:
+        with suppress(ScanError, OSError):
+            yield identity(part_of(file))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from cov3d.errors import ScanError
 from cov3d.scans.boundary import look_of
-from cov3d.scans.dicom_files import HEAD, LARGEST_FILE, SUFFIXES, Part, begins_as_dicom, may_be_dicom
+from cov3d.scans.dicom_files import HEAD, LARGEST_FILE, Part, dicom_among, may_be_dicom
 
 MOST_MEMBERS = 20_000
 LARGEST_ARCHIVE = 8 * 2**30  # bytes, unpacked
@@ -29,10 +30,11 @@ def members(path: Path) -> list[Part]:
         raise ScanError(path, cut if head.startswith(b"PK") else look_of(head)) from None
     listed = [member for member in archive.infolist() if not member.is_dir()]
     _check_promise(path, listed)
-    found = [member for member in listed if _is_dicom(archive, member)]
-    if not found:
+    candidates = [member for member in listed if _may_be_dicom(member)]
+    found = dicom_among([(Path(member.filename), _head(archive, member)) for member in candidates])
+    if not any(found):
         raise ScanError(path, "holds no DICOM files; unpack it if it holds slices or volumes")
-    return [_part(archive, member) for member in found]
+    return [_part(archive, member) for member, is_meant in zip(candidates, found, strict=True) if is_meant]
 
 
 def _part(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Part:
@@ -52,11 +54,15 @@ def _check_promise(path: Path, listed: list[zipfile.ZipInfo]) -> None:
         raise ScanError(path, "is encrypted; unpack it first")
 
 
-def _is_dicom(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
+def _may_be_dicom(member: zipfile.ZipInfo) -> bool:
     path = Path(member.filename)
-    if "__MACOSX" in path.parts or not may_be_dicom(path.name):
-        return False
-    if path.suffix.lower() in SUFFIXES:
-        return True
-    with archive.open(member) as file:
-        return begins_as_dicom(file.read(HEAD))
+    return "__MACOSX" not in path.parts and may_be_dicom(path.name)
+
+
+def _head(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes | None:
+    """A member's first bytes; None if it is damaged."""
+    try:
+        with archive.open(member) as file:
+            return file.read(HEAD)
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError):
+        return None

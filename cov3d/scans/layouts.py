@@ -66,7 +66,8 @@ def cov19_ct_db(root: Path) -> Findings | None:
         return None
     found = Findings()
     for split, presence, folder in folders:
-        scans = [*find_scans(folder), *lost_scans(folder)]
+        found_here = find_scans(folder)
+        scans = [*found_here, *lost_scans(folder, found_here)]
         found.rows += [Row(name_below(path, root), path, presence, split=split) for path in scans]
     given: dict[str, str] = {}
     for split in SEVERITY_TABLES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from cov3d.scans.scan import SUPPORTED, Scan
 from cov3d.scans.slices import SLICE_NAME, read_slices, slice_files
 
 ARCHIVES = (".7z", ".rar", ".tar", ".tgz", ".tar.gz")
+# Volumes and slices of forms that are not read; they are found, so that they fail and do not vanish.
+UNREAD_VOLUMES = (".nii.bz2", ".nii.xz", ".nii.zst", ".hdr", ".nhdr", ".mgz", ".mgh", ".mnc", ".gipl")
+UNREAD_SLICE = re.compile(r".*\.(jpe?g|png|tiff?|bmp|jp2|dcm\.(gz|bz2|xz))", re.IGNORECASE)
 LITTER = ("thumbs.db", "desktop.ini")  # what Windows leaves in folders
 
 
@@ -58,10 +62,14 @@ def find_scans(folder: str | Path) -> list[Path]:
     return sorted(found, key=lambda path: natural(path.as_posix()))
 
 
-def lost_scans(folder: Path) -> list[Path]:
-    """Folders below ``folder`` that hold nothing: what is left of a scan that was not copied. They fail when they are read."""
+def lost_scans(folder: Path, found: Iterable[Path]) -> list[Path]:
+    """Folders below ``folder`` that must have been scans, and are not among those found; they fail when they are read.
+
+    They hold nothing, as what was not copied; or pictures that are not named as slices, or files packed one by one.
+    """
     try:
-        return [below for below in folders_below(folder) if _is_empty(below)]
+        known = {path for scan in found for path in (scan, *scan.parents)}
+        return [below for below in folders_below(folder) if below not in known and _is_lost(below)]
     except OSError:  # what cannot be looked into is found as a scan, and fails
         return []
 
@@ -84,7 +92,7 @@ def ask_scans(asked: Iterable[str | Path], reading: Reading | None = None) -> li
         raise Cov3dError(f"{', '.join(map(str, paths))}: no scans found (looked for {SUPPORTED})")
     scans: dict[str, Path] = {}
     for path in paths:
-        for whole in [*(found[path] or [path]), *lost_scans(path)]:
+        for whole in [*(found[path] or [path]), *lost_scans(path, found[path])]:
             for scan in each_series(whole, reading or Reading()):
                 scans.setdefault(os.path.realpath(scan), scan)
     return sorted(scans.values(), key=lambda path: natural(path.as_posix()))
@@ -231,15 +239,16 @@ def _find(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
     if is_scan:
         yield folder
     for file in files:
-        if file.name.lower().endswith((".zip", *ARCHIVES) if is_scan else (*VOLUMES, *ARCHIVES)):
+        if file.name.lower().endswith((".zip", *ARCHIVES) if is_scan else (*VOLUMES, *ARCHIVES, *UNREAD_VOLUMES)):
             yield file
     for entry in entries:
         if _is_folder(entry):
             yield from _find(Path(entry.path), seen)
 
 
-def _is_empty(folder: Path) -> bool:
-    return all(path.name.startswith(".") or path.name.lower() in LITTER for path in folder.iterdir())
+def _is_lost(folder: Path) -> bool:
+    entries = [path for path in folder.iterdir() if not path.name.startswith(".") and path.name.lower() not in LITTER]
+    return not entries or any(UNREAD_SLICE.fullmatch(path.name) for path in entries)
 
 
 def _is_dicom_folder(folder: Path) -> bool:

@@ -34,10 +34,11 @@ class Flaw(NamedTuple):
         """Whether a scan with this flaw is read."""
         return reading.allow_gaps if self.kind == GAP else not reading.strict
 
-    @property
-    def refusal(self) -> str:
+    def refusal(self, reading: Reading) -> str:
         """Why it is not read, and what to do."""
-        return self.text + ("; say --allow-gaps to read it as it is" if self.kind == GAP else "; --strict refuses that")
+        if self.kind == LOSS:
+            return f"{self.text}; --strict refuses that"
+        return f"{self.text}; say --allow-gaps{' instead of --strict' if reading.strict else ''} to read it as it is"
 
 
 class SliceError(Exception):
@@ -71,7 +72,7 @@ class Scan:
     def __post_init__(self) -> None:
         for flaw in self.flaws:
             if not flaw.forgiven(self.reading):
-                raise ScanError(self.source, flaw.refusal)
+                raise ScanError(self.source, flaw.refusal(self.reading))
         if not len(self.slices):
             raise ScanError(self.source, "has no slice that can be read")
         if not len(self.positions):

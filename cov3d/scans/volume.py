@@ -11,6 +11,7 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
 from cov3d.config import Reading
+from cov3d.console import plural
 from cov3d.errors import ScanError
 from cov3d.scans.scan import GAP, LARGEST_SIDE, MOST_SLICES, Flaw, Scan
 from cov3d.scans.value_range import measure, unit_of
@@ -41,7 +42,8 @@ class Volume(Sequence):
     def __getitem__(self, index):
         if self.as_stored:
             return self.stored[index]
-        return self.stored[index].astype(np.float32) * np.float32(self.slope) + np.float32(self.intercept)
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is counted as such
+            return self.stored[index].astype(np.float32) * np.float32(self.slope) + np.float32(self.intercept)
 
 
 def check_promise(path: Path, shape: Sequence[int], dtype: np.dtype) -> None:
@@ -73,13 +75,16 @@ def volume_scan(
     flaws, oblique = check_axes(path, affine)
     turn = canonical_turn(affine)
     sizes = voxel_sizes(affine)
-    depth, height, width = (float(mm) for mm in sizes[np.argsort(turn[:, 0])])
+    order = np.argsort(turn[:, 0])
+    depth, height, width = (float(mm) for mm in sizes[order])
+    if flaws:  # of sheared axes, slices are as far apart as along their normal
+        depth *= _sine(affine[:3, order])
     check_spacing(path, (depth, height, width))
     volume = Volume(apply_orientation(stored, turn), *scale)
     values = measure(volume)
     if values.not_finite > NOT_FINITE_SHARE * values.count:
         raise ScanError(path, f"{values.not_finite} of {values.count} voxels are NaN or infinite")
-    holes = [f"{values.not_finite} voxels are NaN or infinite and were made black"] if values.not_finite else []
+    holes = [f"{plural(values.not_finite, 'voxel')} NaN or infinite, made black"] if values.not_finite else []
     unit = unit_of(values, reading)
     if unit.name == "grey":
         plain = volume.stored.dtype == np.uint8 and scale == (1.0, 0.0)
@@ -114,6 +119,13 @@ def check_axes(path: Path, affine: np.ndarray) -> tuple[tuple[Flaw, ...], tuple[
     tilt = Flaw(GAP, f"its axes are {skew:.1f} degrees off right angles (a tilted gantry?)")
     lies = f"the scan lies {oblique:.0f} degrees off the patient's axes; read along the nearest"
     return (tilt,) if skew > SHEAR_DEGREES else (), (lies,) if oblique > OBLIQUE_DEGREES else ()
+
+
+def _sine(axes: np.ndarray) -> float:
+    """The sine of the angle between the first of three axes, columns of ``axes``, and the plane of the others."""
+    first, second, third = (axes / np.linalg.norm(axes, axis=0)).T
+    normal = np.cross(second, third)
+    return float(abs(first @ normal) / np.linalg.norm(normal))
 
 
 def _plane(height: float, width: float) -> list[str]:

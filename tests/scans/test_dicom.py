@@ -365,7 +365,7 @@ REFUSED = {
     "no positions": (without("ImagePositionPatient"), "without ImagePositionPatient or ImageOrientationPatient"),
     "no orientation": (without("ImageOrientationPatient"), "without ImagePositionPatient or ImageOrientation"),
     "no spacing": (without("PixelSpacing"), "without PixelSpacing in mm"),
-    "a comma in the spacing": (raw("PixelSpacing", b"0,7\\0,7 "), "has a PixelSpacing that is not 2 numbers"),
+    "a comma in the spacing": (raw("PixelSpacing", b"0,7\\0,7 "), "says PixelSpacing in something else than 2 numbers"),
     "no spacing at all": (with_(PixelSpacing=[0, 0]), "without PixelSpacing in mm"),
     "slope 0": (with_(RescaleSlope=0), "RescaleSlope 0"),
     "MR": (with_(Modality="MR"), "not of modality CT (40)"),
@@ -387,6 +387,46 @@ def test_what_cannot_be_a_scan_is_refused_in_words(series: Path, case: str):
         read(series)
     assert cause in str(caught.value)
     assert "ANOTHER" not in str(caught.value)
+
+
+@pytest.mark.parametrize("step, said", [(0.625, 0.625), (1.25, 1.25), (0.7, 0.7)])
+def test_positions_written_in_tenths_of_a_millimetre_are_even(series: Path, step: float, said: float):
+    def change(dataset: Dataset, index: int) -> None:
+        dataset.ImagePositionPatient = [0, 0, f"{-step * index:.1f}"]
+
+    assert read(edit(series, change)).spacing[0] == pytest.approx(said, rel=0.02)
+
+
+def test_what_a_scan_with_a_gap_covers_is_from_its_first_to_its_last_slice(series: Path):
+    for file in in_order(series)[10:30]:
+        file.unlink()
+    assert "covers only 28 mm of the body" in read(series, GAPS).remarks
+
+
+@pytest.mark.parametrize("reading", [Reading(), GAPS], ids=["plain", "allow-gaps"])
+@pytest.mark.parametrize("z", ["5000", "1e300"])
+def test_a_slice_metres_away_is_refused(series: Path, z: str, reading: Reading):
+    first = in_order(series)[0]
+    dataset = pydicom.dcmread(first)
+    dataset.ImagePositionPatient = [0, 0, z]
+    dataset.save_as(first)
+    if z == "5000":
+        with pytest.raises(ScanError, match=r"its slices lie over 5\.0 m; mend"):
+            read(series, reading)
+    else:
+        assert "lies more than 10 m from" in read(series, reading).remarks[0]
+
+
+def test_a_strict_reading_is_not_advised_what_excludes_it(series: Path):
+    in_order(series)[20].unlink()
+    with pytest.raises(ScanError, match="say --allow-gaps instead of --strict"):
+        read(series, Reading(strict=True))
+
+
+def test_a_patients_id_may_have_blanks_around_it(series: Path):
+    edit(series, put(PatientID=" AB 1"), slice(0, 20))
+    edit(series, put(PatientID="AB 1"), slice(20, 40))
+    np.testing.assert_array_equal(read(series).voxels, HU)
 
 
 # Real scans

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from hospital import GAPS, HU, SPACING, edit, in_order, put
+from hospital import GAPS, HU, SPACING, edit, hounsfield, in_order, put
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
@@ -180,6 +180,42 @@ def test_two_studies_in_a_folder_are_not_guessed_from(series: Path):
         read(series)
 
 
+def spread(series: Path, study: Path, **elements: object) -> Path:
+    """The series in two folders of a study."""
+    edit(series, put(**elements))
+    moved(series, study / "a", slice(0, 20))
+    moved(series, study / "b", slice(0, 20))
+    series.rmdir()
+    return study
+
+
+def test_a_series_of_nobody_in_several_folders_is_one_scan_too(series: Path, tmp_path: Path):
+    study = spread(series, tmp_path / "study", PatientID="")
+    assert find_scans(tmp_path) == find_scans(study) == [study]
+
+
+def test_a_damaged_first_file_does_not_part_a_series(series: Path, tmp_path: Path):
+    study = spread(series, tmp_path / "study")
+    for folder in (study / "a", study / "b"):
+        min(folder.iterdir()).write_bytes(b"")
+    assert find_scans(tmp_path) == [study]
+
+
+def test_series_mixed_over_folders_are_one_scan_where_the_study_is_named(series: Path, tmp_path: Path):
+    """The first and last files of the folders are of different series."""
+    other = write_dicom(tmp_path / "other", hounsfield(30), SPACING, seed=1)
+    first = pydicom.dcmread(in_order(series)[0])
+    edit(other, put(PatientID=first.PatientID, StudyInstanceUID=first.StudyInstanceUID))
+    study = tmp_path / "study"
+    for folder in ("a", "b"):
+        ends = in_order(other if folder == "a" else series)[:2]
+        inside = in_order(series if folder == "a" else other)[:15]
+        (study / folder).mkdir(parents=True)
+        for name, file in zip(["0.dcm", "z.dcm", *(f"m{k}.dcm" for k in range(15))], [*ends, *inside], strict=True):
+            file.rename(study / folder / name)
+    assert find_scans(study) == [study]
+
+
 # Zips and bounds
 
 
@@ -318,3 +354,31 @@ def test_a_sequence_nested_without_end_is_an_error_and_no_crash(series: Path):
         deep = outer
     edit(series, put(ReferencedStudySequence=[deep]), slice(5))
     assert len(read(series).slices) >= 35
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
+@pytest.mark.parametrize("content", [b"", bytes(5000), b"<html>no", b"random"], ids=["empty", "zeros", "html", "other"])
+def test_numbered_files_that_are_no_dicom_any_more_are_missed(
+    series: Path, tmp_path: Path, content: bytes, packed: bool
+):
+    for index, file in enumerate(in_order(series)):
+        file.rename(series / f"IM{index:04d}")
+    (series / "README").write_bytes(b"hello")
+    for index in (37, 38, 39):
+        (series / f"IM{index:04d}").write_bytes(content)
+    path = zipped(series, tmp_path / "scan.zip") if packed else series
+    assert read(path).remarks[0].startswith("3 files unreadable and left out (IM0037 ")
+
+
+UNREAD = ["a/slice_001.jpg", "a/1.tif", "a/1 (1).jpg", "a/1.dcm.gz", "y.nii.bz2", "x.hdr", "x.nhdr"]
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_what_is_in_a_form_that_is_not_read_costs_a_row(series: Path, tmp_path: Path, name: str):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"x")
+    lost = file if file.parent == tmp_path else file.parent
+    assert set(ask_scans([tmp_path])) == {series, lost}
+    with pytest.raises(ScanError, match=r"no scan found|no form of scan"):
+        read(lost)

@@ -122,17 +122,17 @@ def test_values_kept_in_the_upper_bits_are_refused(series: Path):
         read(series)
 
 
-@pytest.mark.parametrize("padding", [-2000, -3024, 63536])
+@pytest.mark.parametrize("padding", [-2000, -3024, 63536, -1])
 def test_padding_is_air(series: Path, padding: int):
-    signed = padding < 0
+    signed = padding < -1
 
     def change(dataset: Dataset, index: int) -> None:
         stored = HU[index].astype(int) + (0 if signed else 1024)
-        stored[:3] = padding
+        stored[:3] = padding if padding != -1 else 65535
         dataset.BitsStored, dataset.HighBit = 16, 15
         dataset.PixelRepresentation, dataset.RescaleIntercept = int(signed), 0 if signed else -1024
         dataset.PixelPaddingValue = padding
-        dataset["PixelPaddingValue"].VR = "SS" if signed else "US"
+        dataset["PixelPaddingValue"].VR = "SS" if padding < 0 else "US"
         dataset.PixelData = stored.astype(np.int16 if signed else np.uint16).tobytes()
 
     scan = read(edit(series, change))
@@ -179,6 +179,27 @@ def test_a_file_of_many_frames_is_the_same_scan(series: Path, tmp_path: Path):
         assert (scan.spacing, scan.remarks) == (pytest.approx(SPACING), read(series).remarks)
 
 
+def test_acquisitions_among_frames_are_not_interleaved(series: Path, tmp_path: Path):
+    path = enhanced(series, tmp_path / "enhanced" / "IM0", np.arange(40))
+    dataset = pydicom.dcmread(path)
+    for index, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        content = Dataset()
+        content.FrameAcquisitionNumber = index % 2
+        frame.FrameContentSequence = [content]
+    dataset.save_as(path)
+    scan = read(path)
+    np.testing.assert_array_equal(scan.voxels, HU[::2])
+    assert "set aside: image of another acquisition (20)" in scan.remarks
+
+
+def test_a_ct_image_of_several_frames_is_lost_in_words(series: Path):
+    def change(dataset: Dataset, index: int) -> None:
+        dataset.PixelData, dataset.NumberOfFrames = 3 * dataset.PixelData, 3
+
+    edit(series, change, slice(0, 2))
+    assert "holds several frames, and a CT Image has one" in read(series).remarks[0]
+
+
 def test_many_frames_twice_are_compared_file_by_file(series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = tmp_path / "enhanced"
     enhanced(series, folder / "IM0", np.arange(40))
@@ -212,7 +233,7 @@ def test_images_with_and_without_a_rescale_are_not_mixed(series: Path):
 
 def test_an_intercept_that_is_no_number_is_not_taken_for_none(series: Path):
     raw("RescaleIntercept", b"minus a thousand")(series)
-    with pytest.raises(ScanError, match="has a RescaleIntercept that is not a number"):
+    with pytest.raises(ScanError, match="says RescaleIntercept in something else than a number"):
         read(series)
 
 

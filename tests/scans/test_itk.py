@@ -277,7 +277,7 @@ def test_nan_voxels_become_black_with_a_warning(tmp_path: Path):
     voxels = HU.astype(np.float32)
     voxels[5, 5, 5:8] = np.nan, np.inf, -np.inf
     scan = read(write_sitk(tmp_path / "a.mha", voxels, packed=True))
-    assert scan.remarks == ("3 voxels are NaN or infinite and were made black",)
+    assert scan.remarks == ("3 voxels NaN or infinite, made black",)
 
 
 # Headers

@@ -104,7 +104,7 @@ def test_nan_and_infinite_voxels_become_black_with_a_warning(tmp_path: Path):
     hu = hounsfield().astype(np.float32)
     hu[5, 5, 5:8] = np.nan, np.inf, -np.inf
     scan = read(write_nifti(tmp_path / "scan.nii.gz", hu))
-    assert scan.remarks == ("3 voxels are NaN or infinite and were made black",)
+    assert scan.remarks == ("3 voxels NaN or infinite, made black",)
     black = hu.copy()
     black[5, 5, 5:8] = -1150
     same = read(write_nifti(tmp_path / "black.nii.gz", black))
@@ -293,7 +293,9 @@ def test_a_sheared_scan_is_refused_or_read_as_it_is(tmp_path: Path):
     nib.save(nib.Nifti1Image(hounsfield(), turned(0, shear=0.3)), tmp_path / "scan.nii")
     with pytest.raises(ScanError, match=r"16\.7 degrees off right angles.*say --allow-gaps"):
         read(tmp_path / "scan.nii")
-    assert "degrees off right angles" in read(tmp_path / "scan.nii", Reading(allow_gaps=True)).remarks[0]
+    scan = read(tmp_path / "scan.nii", Reading(allow_gaps=True))
+    assert "degrees off right angles" in scan.remarks[0]
+    assert scan.spacing == pytest.approx((2.0, 0.8, 0.8))  # along the slices' normal
 
 
 def test_an_unknown_orientation_is_said(tmp_path: Path):
