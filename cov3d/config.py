@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from types import NoneType
 from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -22,11 +22,14 @@ Architecture = Literal[
     "resnet18", "mc3-18", "r2plus1d-18", "convnext-micro", "convnext-tiny", "convnext-small", "convnext-base"
 ]
 Family = Literal["resnet", "convnext"]
+LossKind = Literal["joint", "balanced-ce"]
 
 # A SeriesInstanceUID, and what is written in its place.
 UID, HIDDEN_UID = r"[0-9.]{1,64}", r"sha256:[0-9a-f]{16}"
 
-# λ of the joint loss: how much severity counts, by what the model is kept for.
+LEAST_SIDE = 32  # voxels, of which a ConvNeXt's last stage makes one
+EMA = {"presence": 0.995, "severity": 0.99, "both": 0.99}  # of ConvNeXts, as published
+# λ of the loss: how much severity counts, by what the model is kept for.
 SEVERITY_FACTOR = {"presence": 0.1, "severity": 0.9, "both": 0.5}
 
 Settings = TypeVar("Settings")
@@ -157,20 +160,46 @@ class NetSettings:
 
 @dataclass(frozen=True)
 class LossSettings:
-    """The joint loss over presence and severity."""
+    """The loss over presence and severity."""
 
+    loss: Literal["auto", "joint", "balanced-ce"] = option(
+        "auto", "Cov3d's joint loss, or balanced cross entropies; auto is joint for ResNets, balanced-ce for ConvNeXts."
+    )
     severity_factor: float | None = option(
         None, "λ, the share of severity in the loss; .1, .9, .5 for presence, severity, both.", min=0.0, max=1.0
     )
-    presence_smoothing: float = option(0.1, "Label smoothing of presence.", min=0.0, max=0.5)
-    severity_smoothing: float = option(0.1, "Label smoothing between neighbouring severities.", min=0.0, max=0.9)
+    class_weights: Literal["inverse", "none"] = option("inverse", "Weight classes by how seldom they are.")
+    presence_smoothing: float | None = option(
+        None, "Label smoothing of presence; .1 in the joint loss, else 0.", min=0.0, max=0.5
+    )
+    severity_smoothing: float | None = option(
+        None, "Label smoothing between neighbouring severities; .1 in the joint loss, else 0.", min=0.0, max=0.9
+    )
+    severity_loss: Literal["ce", "focal", "emd"] = option(
+        "ce",
+        "What a severity costs: cross entropy, focal loss, or the earth mover's distance over the ordered classes.",
+    )
+    focal_gamma: float | None = option(None, "γ of --severity-loss focal; 2 if not said.", min=0.0, max=10.0)
 
     def __post_init__(self) -> None:
         _check_limits(self)
+        if self.focal_gamma is not None and self.severity_loss != "focal":
+            raise SettingError(f"--focal-gamma is for --severity-loss focal, not {self.severity_loss}; leave one out")
 
     def factor(self, task: Task) -> float:
         """λ for a task."""
         return SEVERITY_FACTOR[task] if self.severity_factor is None else self.severity_factor
+
+    def smoothing(self, kind: LossKind) -> tuple[float, float]:
+        """Label smoothing of presence and of severity."""
+        usual = 0.1 if kind == "joint" else 0.0
+        presence, severity = self.presence_smoothing, self.severity_smoothing
+        return usual if presence is None else presence, usual if severity is None else severity
+
+    @property
+    def gamma(self) -> float:
+        """γ of the focal loss."""
+        return 2.0 if self.focal_gamma is None else self.focal_gamma
 
 
 @dataclass(frozen=True)
@@ -180,8 +209,27 @@ class Training:
     epochs: int = option(40, "Passes over the training scans.", min=1)
     batch_size: int = option(2, "Scans in a batch.", min=1)
     accumulate: int = option(1, "Batches summed before a step of the optimiser.", min=1)
-    learning_rate: float = option(1e-4, "Highest learning rate of the 1cycle schedule.", min=0.0)
-    weight_decay: float = option(0.01, "Decoupled weight decay.", min=0.0)
+    learning_rate: float = option(1e-4, "The highest learning rate.", min=0.0)
+    schedule: Literal["1cycle", "constant", "cosine"] = option(
+        "1cycle", "How the learning rate goes: up and down again, as it is, or down along a cosine."
+    )
+    optimizer: Literal["adamw", "adam"] = option(
+        "adamw", "Adam with decoupled weight decay, or with it in the gradient."
+    )
+    weight_decay: float = option(0.01, "Weight decay.", min=0.0)
+    clip: float | None = option(None, "Longest gradient; longer ones are shortened.", min=0.0)
+    ema: float | None = option(
+        None,
+        "Decay of the weights' moving average, which is scored and kept; if not said, .99 (severity) or .995 (presence) "
+        "for ConvNeXts; 0 for none.",
+        min=0.0,
+        max=0.9999,
+    )
+    checkpoint_activations: bool = option(
+        False,
+        "Compute activations again instead of keeping them: less memory, more time.",
+        flag="--checkpoint-activations",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto", "Precision of the forward pass; auto is bf16 or fp16 on a GPU and fp32 on a CPU."
     )
@@ -194,12 +242,104 @@ class Training:
         max=0.9,
     )
     weights: str = option("none", "Weights to start from: none, kinetics (published; downloaded once), or a file.")
+    inflate: Literal["none", "full", "1g", "2g"] = option(
+        "none",
+        "Give a 2D ConvNeXt's kernels in --weights FILE a third axis: constant, Gaussian, or two crossed Gaussians.",
+    )
+    inflate_norm: Literal["l2", "sum"] = option(
+        "l2", "What an inflated kernel keeps: its Euclidean norm (published), or its sum (as I3D)."
+    )
     seed: int = option(0, "Seed of everything that is drawn.", min=0)
 
     def __post_init__(self) -> None:
         _check_limits(self)
         if self.learning_rate == 0:
             raise SettingError("--learning-rate 0 learns nothing; the published rate is 1e-4")
+        if self.clip == 0:
+            raise SettingError("--clip 0 learns nothing; leave it out, or take the published 5")
+
+
+class AugmentationNumbers(NamedTuple):
+    """What an augmentation does: a probability for each step, and how far the steps go."""
+
+    random_crop: float = 0.0
+    flip_depth: float = 0.0
+    flip_height: float = 0.0
+    flip_width: float = 0.0
+    rotate: float = 0.0
+    blur: float = 0.0
+    noise: float = 0.0
+    turn: float = 0.0
+    elastic: float = 0.0
+    rotate_degrees: float = 30.0
+    elastic_voxels: float | None = None
+
+    @property
+    def chances(self) -> tuple[float, ...]:
+        """The nine probabilities."""
+        return self[:9]
+
+
+# As published: Turnbull (arXiv 2207.12218) for ResNets, Kienzle et al. (arXiv 2206.15073) for ConvNeXts, whose quarter
+# turns belong to some submissions only.
+PUBLISHED_AUGMENTATION: dict[Family, AugmentationNumbers] = {
+    "resnet": AugmentationNumbers(flip_width=0.5),
+    "convnext": AugmentationNumbers(0.5, 0.25, 0.25, 0.25, 0.2, 0.2, 0.2, 0.0, 0.5),
+}
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training scans are varied. A probability that is not said is the one published for the network's family."""
+
+    random_crop: float | None = option(None, "Probability of a crop, with --crop-from.", min=0.0, max=1.0)
+    flip_depth: float | None = option(None, "Probability of a flip head to feet.", min=0.0, max=1.0)
+    flip_height: float | None = option(None, "Probability of a flip front to back.", min=0.0, max=1.0)
+    flip_width: float | None = option(None, "Probability of a flip right to left.", min=0.0, max=1.0)
+    rotate: float | None = option(None, "Probability of a rotation about the body's long axis.", min=0.0, max=1.0)
+    blur: float | None = option(None, "Probability of a Gaussian blur of .6 to .8 voxels.", min=0.0, max=1.0)
+    noise: float | None = option(None, "Probability of noise of .9 to 3 % of the grey scale.", min=0.0, max=1.0)
+    turn: float | None = option(None, "Probability of quarter turns about each axis.", min=0.0, max=1.0)
+    elastic: float | None = option(None, "Probability of an elastic deformation.", min=0.0, max=1.0)
+    rotate_degrees: float = option(30.0, "Rotations go this far to either side.", min=0.0, max=180.0)
+    elastic_voxels: float | None = option(
+        None,
+        "Elastic deformations move voxels so far (rms); as published, .06 to .44 at width 224, if not said.",
+        min=0.0,
+    )
+    crop_from: int | None = option(
+        None, "Cache training scans at this width, and crop --width of it or shrink the whole.", min=16, max=2048
+    )
+
+    def __post_init__(self) -> None:
+        _check_limits(self)
+        if self.random_crop and self.crop_from is None:
+            raise SettingError(
+                f"--random-crop {self.random_crop:g} has nothing to crop from; say --crop-from, a width above --width"
+            )
+
+    def numbers(self, family: Family) -> AugmentationNumbers:
+        """The numbers for a family of networks: those that were said, and the published ones for the others."""
+        said = {name: getattr(self, name) for name in AugmentationNumbers._fields if getattr(self, name) is not None}
+        if self.crop_from is None:
+            said["random_crop"] = 0.0
+        return PUBLISHED_AUGMENTATION[family]._replace(**said)
+
+    def to_cache(self, preprocessing: Preprocessing) -> Preprocessing:
+        """How training scans are cached: at ``crop_from`` if there is one, depth in proportion.
+
+        Raises:
+            SettingError: ``crop_from`` is less than the network's width.
+        """
+        if self.crop_from is None:
+            return preprocessing
+        depth, _, width = preprocessing.shape
+        if self.crop_from < width:
+            raise SettingError(
+                f"--crop-from {self.crop_from} is less than --width {width}, which is cropped from it; "
+                f"choose {round(width * 8 / 7)}, as published 256 for 224, or leave it"
+            )
+        return replace(preprocessing, width=self.crop_from, depth=round(depth * self.crop_from / width))
 
 
 @dataclass(frozen=True)
@@ -215,6 +355,11 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         check_task(self.task)
+        if self.net.family == "convnext" and min(self.preprocessing.shape) < LEAST_SIDE:
+            sides = "×".join(map(str, self.preprocessing.shape))
+            raise SettingError(
+                f"a ConvNeXt needs sides of at least {LEAST_SIDE} voxels, and these are {sides}; raise --width or --depth"
+            )
         if self.training.weights == "kinetics" and self.net.family != "resnet":
             raise SettingError(
                 f"Kinetics weights are for ResNets, and --architecture is {self.net.architecture}; say --weights none"
@@ -223,6 +368,16 @@ class RunSettings:
             raise SettingError(
                 f"Kinetics weights fit --base-width 64, not {self.net.base_width}; say --weights none, or leave the width"
             )
+        if self.training.inflate != "none" and self.net.family != "convnext":
+            raise SettingError(
+                f"--inflate is for ConvNeXts, and --architecture is {self.net.architecture}; leave it out"
+            )
+        if self.training.inflate != "none" and self.training.weights in ("none", "kinetics"):
+            raise SettingError(
+                f"--inflate is for a file of 2D ConvNeXt weights, and --weights is {self.training.weights}; name the file"
+            )
+        if self.training.inflate == "none" and self.training.inflate_norm != "l2":
+            raise SettingError(f"--inflate-norm {self.training.inflate_norm} needs --inflate full, 1g or 2g; say which")
 
         idle = {"presence": 1.0, "severity": 0.0}
         if any(self.task in (task, "both") and self.severity_factor == factor for task, factor in idle.items()):
@@ -233,8 +388,22 @@ class RunSettings:
 
     @property
     def severity_factor(self) -> float:
-        """λ of the joint loss."""
+        """λ of the loss."""
         return self.loss.factor(self.task)
+
+    @property
+    def loss_kind(self) -> LossKind:
+        """Which loss."""
+        if self.loss.loss != "auto":
+            return self.loss.loss
+        return "joint" if self.net.family == "resnet" else "balanced-ce"
+
+    @property
+    def ema(self) -> float:
+        """The decay of the weights' moving average; 0 for none."""
+        if self.training.ema is not None:
+            return self.training.ema
+        return EMA[self.task] if self.net.family == "convnext" else 0.0
 
 
 @dataclass(frozen=True)

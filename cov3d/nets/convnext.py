@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cov3d.config import NetSettings
+from cov3d.config import LEAST_SIDE, NetSettings
 from cov3d.errors import SettingError
 from cov3d.labels import LOGITS
 from cov3d.nets.checkpoint import checkpointed
@@ -36,7 +36,6 @@ BLOCKS = {
     "convnext-small": (3, 3, 27, 3),
     "convnext-base": (3, 3, 27, 3),
 }
-LEAST_SIDE = 32  # voxels, of which the last stage makes one
 EPSILON = 1e-6  # of every LayerNorm
 LAYER_SCALE = 1e-6  # where it begins
 

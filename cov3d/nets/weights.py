@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from cov3d.config import NetSettings
 from cov3d.errors import ModelError, SettingError
+from cov3d.nets.inflate import inflate as inflate_tensors
+from cov3d.nets.inflate import scheme
 
 KINETICS = {"resnet18": "R3D_18_Weights", "mc3-18": "MC3_18_Weights", "r2plus1d-18": "R2Plus1D_18_Weights"}
 KINETICS_WIDTH = 64
@@ -40,34 +42,48 @@ class Report:
     changed: tuple[str, ...]  # those of them that were summed over their input channels
     missing: tuple[str, ...]  # in the network and still random, since the file has none of that name and shape
     unused: tuple[str, ...]  # in the file only
+    inflated: tuple[str, ...] = ()  # those matched that were kernels of 2D and are now of 3D
 
     def __str__(self) -> str:
         if not self.matched:
             return f"weights: none, {len(self.missing)} tensors are random"
+        inflated = f"{len(self.inflated)} of them inflated to 3D, " if self.inflated else ""
         return (
-            f"weights from {self.source}: {len(self.matched)} tensors matched, "
+            f"weights from {self.source}: {len(self.matched)} tensors matched, {inflated}"
             f"{len(self.changed)} of them summed over input channels; {count(self.missing)} new; "
             f"{count(self.unused)} unused"
         )
 
 
-def start_from(net: nn.Module, weights: str, settings: NetSettings) -> Report:
+def start_from(
+    net: nn.Module, weights: str, settings: NetSettings, inflate: str = "none", inflate_norm: str = "l2"
+) -> Report:
     """Give ``net`` the weights to start from: ``none``, ``kinetics``, or the name of a file; all of them or an error.
 
     A file is safetensors (a cov3d model too) or a state dict saved by torch, bare or under ``state_dict`` or ``model``.
+    One of a 2D ConvNeXt needs ``inflate``: ``full``, ``1g`` or ``2g`` (:mod:`cov3d.nets.inflate`).
 
     Raises:
-        SettingError: the Kinetics weights are of another width.
+        SettingError: the Kinetics weights are of another width, or ``net`` is no ConvNeXt and ``inflate`` is for one.
         ModelError: they cannot be had, or the file is damaged, holds more than tensors, or fits another network.
     """
+    if inflate != "none" and settings.family != "convnext":
+        raise SettingError(f"--inflate is for ConvNeXts, and --architecture is {settings.architecture}; leave it out")
     if weights == "none":
         return Report("none", (), (), tuple(net.state_dict()), ())
     tensors = kinetics(settings) if weights == "kinetics" else read_weights(weights)
-    return move(tensors, net, weights)
+    if inflate == "none":
+        return move(tensors, net, weights)
+    made = inflate_tensors(tensors, net, inflate, inflate_norm, weights)
+    return replace(move(made.tensors, net, weights), changed=made.summed, unused=made.head, inflated=made.kernels)
 
 
 def move(tensors: Mapping[str, Tensor], net: nn.Module, source: str) -> Report:
     """Copy tensors into ``net`` where name and shape agree. A head of another shape stays new; a body of another is an error."""
+    if scheme(tensors):
+        raise ModelError(
+            f"{source} holds the weights of a 2D ConvNeXt; say --inflate full, 1g or 2g, with a ConvNeXt as --architecture"
+        )
     own = net.state_dict()
     fitting, changed = {}, []
     for name in (name for name in own if name in tensors):

@@ -78,8 +78,10 @@ class Ensemble:
         for model in self.models:
             device = next(model.net.parameters()).device
             scan = as_input(inputs[model.preprocessing][None].to(device))  # (1, 1, D, H, W)
-            logits = forward(model.net, self.views(scan))  # (V, 1, 6)
-            covid, severity = labels.mean_over_views(logits.float().cpu())
+            logits = forward(model.net, self.views(scan)).float().cpu()  # (V, 1, 6)
+            if model.training.get("loss") == "balanced-ce":
+                logits[..., -1] = -torch.inf  # non-covid among the severities, which this loss does not learn
+            covid, severity = labels.mean_over_views(logits)
             answers.append((covid[0], severity[0]))
         covid = torch.stack([answers[k][0] for k in self.kept_for("presence")]).mean(0)
         severity = torch.stack([answers[k][1] for k in self.kept_for("severity")]).mean(0)

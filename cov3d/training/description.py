@@ -20,6 +20,7 @@ def summarise(study: Study, split: Split, settings: RunSettings) -> dict[str, An
         "train_scans": len(split.train),
         "validation_scans": len(split.validation),
         "train_counts": class_counts(split.train),
+        "loss": settings.loss_kind,
         "severity_factor": settings.severity_factor,
         "epochs": settings.training.epochs,
         "seed": settings.training.seed,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cov3d.config import Task, Training
+from cov3d.config import RunSettings, Task, Training
 from cov3d.console import few
 from cov3d.errors import StudyError
 from cov3d.labels import PRESENCE, SEVERITY, UNKNOWN
@@ -49,6 +49,13 @@ def split_rows(rows: Sequence[Row], settings: Training) -> Split:
     if fraction is None and own:
         return Split(tuple(train), tuple(own))
     return hold_out(train, DEFAULT_FRACTION if fraction is None else fraction, settings.seed)
+
+
+def learnt_from(split: Split, settings: RunSettings) -> Split:
+    """The same, its training rows only those from which the loss learns: graded ones, where presence counts nothing."""
+    if settings.loss_kind == "joint" or settings.severity_factor < 1:
+        return split
+    return Split(tuple(row for row in split.train if row.severity != UNKNOWN), split.validation)
 
 
 def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> Split:
@@ -134,6 +141,9 @@ def unused(rows: Sequence[Row], split: Split) -> list[str]:
     unknown = sum(row.presence == UNKNOWN for row in left)
     reasons = {
         "have no known presence": unknown,
+        "have no severity, and nothing else is learnt": sum(
+            row.presence != UNKNOWN and row.split not in (TEST, VALIDATION) for row in left
+        ),
         "are kept for tests": sum(row.split == TEST and row.presence != UNKNOWN for row in left),
         "are the study's own validation scans, which --validation-fraction leaves alone": sum(
             row.split == VALIDATION and row.presence != UNKNOWN for row in left

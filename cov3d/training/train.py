@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from fastai.callback import schedule  # noqa: F401  # gives Learner its fit_one_cycle
+from fastai.callback import schedule  # gives Learner its fit_one_cycle
+from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.training import GradientClip
 from fastai.learner import Learner, TrainEvalCallback
 from fastai.optimizer import Adam
 
 from cov3d.commit import check_writable
-from cov3d.config import Machine, RunSettings
+from cov3d.config import Machine, RunSettings, Training
 from cov3d.console import progress, say
 from cov3d.errors import Cov3dError, SettingError
 from cov3d.nets.build import build
@@ -24,14 +27,15 @@ from cov3d.nets.inputs import memory_advice, pick_device
 from cov3d.nets.weights import start_from
 from cov3d.scans.cache import Cache, fill_cache
 from cov3d.scans.series import every_series, with_patients
-from cov3d.scans.study import Row, Study
+from cov3d.scans.study import Study
 from cov3d.training.accumulate import Accumulate
 from cov3d.training.augment import PrepareInput
 from cov3d.training.description import describe, summarise
+from cov3d.training.ema import Ema
 from cov3d.training.epochs import RUN_FILES, Epochs, Keeper
 from cov3d.training.loaders import loaders
-from cov3d.training.loss import JointLoss
-from cov3d.training.split import Split, check_trainable, split_rows, unused
+from cov3d.training.loss import loss_of
+from cov3d.training.split import Split, check_trainable, learnt_from, split_rows, unused
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def train(
         say(f"note: {note}")
     device = pick_device(machine.device)
     precision = pick_precision(settings.training.precision, device)
-    wanted = split_rows(study.rows, settings.training)
+    wanted = learnt_from(split_rows(study.rows, settings.training), settings)
     check_trainable(wanted, settings.task)
     folder = check_run_folder(Path(output_dir or f"outputs/{settings.task}"), overwrite)
     network = start_network(settings, device)
@@ -88,8 +92,10 @@ def start_network(settings: RunSettings, device: torch.device) -> torch.nn.Modul
     network = build(settings.net)
     millions = sum(p.numel() for p in network.parameters()) / 1e6
     say(f"{settings.net.architecture}: {millions:.2f} M parameters on {device}")
-    weights = start_from(network, settings.training.weights, settings.net)
-    say(str(weights) if weights.matched else "weights: random; the published models began with --weights kinetics")
+    training = settings.training
+    weights = start_from(network, training.weights, settings.net, training.inflate, training.inflate_norm)
+    published = "--weights kinetics" if settings.net.family == "resnet" else "2D weights: --weights FILE --inflate full"
+    say(str(weights) if weights.matched else f"weights: random; the published models began with {published}")
     return network
 
 
@@ -125,33 +131,44 @@ def _fit(
 ) -> None:
     training = settings.training
     data = loaders(cache, split, training, machine, device)
-    callbacks = [TrainEvalCallback(), PrepareInput(training.reflection, training.seed)]
-    if precision != "fp32":
-        callbacks.append(MixedPrecision(amp_mode=precision))
-    if training.accumulate > 1:
-        callbacks.append(Accumulate(training.accumulate))
+    network.checkpointing = training.checkpoint_activations  # type: ignore[assignment]
     with progress(training.epochs * len(data.train), "train") as step:
         learner = Learner(
             data,
             network.to(device),
-            loss_func=joint_loss(split.train, settings).to(device),
-            opt_func=Adam,
+            loss_func=loss_of(split.train, settings).to(device),
+            opt_func=partial(Adam, decouple_wd=training.optimizer == "adamw"),
             wd=training.weight_decay,
             default_cbs=False,
-            cbs=[*callbacks, Epochs(keeper, step)],
+            cbs=[*callbacks(settings, precision), Epochs(keeper, step)],
         )
-        learner.fit_one_cycle(training.epochs, lr_max=training.learning_rate)
+        fit(learner, training)
 
 
-def joint_loss(rows: Sequence[Row], settings: RunSettings) -> JointLoss:
-    """The loss whose weights are counted from the training rows."""
-    return JointLoss(
-        np.array([row.presence for row in rows]),
-        np.array([row.severity for row in rows]),
-        settings.severity_factor,
-        settings.loss.presence_smoothing,
-        settings.loss.severity_smoothing,
-    )
+def callbacks(settings: RunSettings, precision: str) -> Iterator[Callback]:
+    """What the settings add to each step."""
+    training = settings.training
+    yield TrainEvalCallback()
+    yield PrepareInput(training.reflection, training.seed)
+    if precision != "fp32":
+        yield MixedPrecision(amp_mode=precision)
+    if training.accumulate > 1:
+        yield Accumulate(training.accumulate)
+    if training.clip is not None:
+        yield GradientClip(training.clip)
+    if settings.ema:
+        yield Ema(settings.ema)
+
+
+def fit(learner: Learner, training: Training) -> None:
+    """Fit with the learning rate going as ``--schedule`` says."""
+    epochs, rate = training.epochs, training.learning_rate
+    if training.schedule == "1cycle":
+        learner.fit_one_cycle(epochs, lr_max=rate)
+    elif training.schedule == "cosine":
+        learner.fit(epochs, lr=rate, cbs=schedule.ParamScheduler({"lr": schedule.SchedCos(rate, 0.0)}))
+    else:
+        learner.fit(epochs, lr=rate)
 
 
 def pick_precision(wanted: str, device: torch.device) -> str:

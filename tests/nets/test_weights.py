@@ -14,8 +14,9 @@ import safetensors.torch
 import torch
 import torchvision.models.video as video
 from torch import nn
+from torchvision.models import convnext_tiny
 
-from cov3d.config import NetSettings, Preprocessing
+from cov3d.config import NetSettings, Preprocessing, RunSettings, Training
 from cov3d.errors import ModelError, SettingError
 from cov3d.nets.build import build
 from cov3d.nets.model import save_model
@@ -373,3 +374,91 @@ def test_a_header_of_any_length_is_no_pickle(tmp_path: Path):
         lengths.add(path.read_bytes()[0])
         assert list(read_weights(path)) == ["x"]
     assert 128 in lengths
+
+
+# Of a 2D ConvNeXt
+
+TINY = NetSettings(architecture="convnext-tiny")
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Torchvision's convnext_tiny with random weights, as a file."""
+    torch.manual_seed(0)
+    return saved(tmp_path_factory.mktemp("flat") / "convnext.pth", convnext_tiny().state_dict())
+
+
+@pytest.mark.parametrize("how", ["full", "1g", "2g"])
+@pytest.mark.parametrize("norm", ["l2", "sum"])
+def test_2d_weights_are_inflated_and_counted(flat, how, norm):
+    net: Any = build(TINY)
+    head = net.state_dict()["head.0.weight"].clone()
+    report = start_from(net, flat, TINY, how, norm)
+    theirs = read_weights(flat)
+
+    ours = net.stages[2][8].dwconv.weight.double()
+    kernel = theirs["features.5.8.block.0.weight"].double()
+    kept = (ours.norm(), kernel.norm()) if norm == "l2" else (ours.sum((2, 3, 4)), kernel.sum((2, 3)))
+    torch.testing.assert_close(*kept, rtol=1e-6, atol=1e-6)
+    assert torch.equal(net.norm.weight, theirs["classifier.0.weight"])
+    assert torch.equal(net.state_dict()["head.0.weight"], head)
+    assert len(report.matched) == len(theirs) - 2 == len(net.state_dict()) - 4
+    assert report.changed == ("downsample_layers.0.0.weight",)
+    assert report.unused == ("classifier.2.weight", "classifier.2.bias")
+    assert report.missing == ("head.0.weight", "head.0.bias", "head.3.weight", "head.3.bias")
+    assert str(report) == (
+        f"weights from {flat}: 180 tensors matched, 22 of them inflated to 3D, 1 of them summed over input channels; "
+        "4 (head.0.weight, head.0.bias, head.3.weight, head.3.bias) new; 2 (classifier.2.weight, classifier.2.bias) unused"
+    )
+
+
+@pytest.mark.parametrize("architecture", ["convnext-tiny", "resnet18"])
+def test_2d_weights_that_are_not_inflated_are_refused_with_advice(flat, architecture):
+    with torch.device("meta"):
+        net = build(NetSettings(architecture=architecture))
+    with pytest.raises(ModelError, match="of a 2D ConvNeXt; say --inflate full, 1g or 2g, with a ConvNeXt"):
+        start_from(net, flat, NetSettings(architecture=architecture))
+
+
+def test_2d_weights_of_another_depth_leave_the_network_as_it_was(flat):
+    settings = NetSettings(architecture="convnext-small", base_width=4)
+    net = build(settings)
+    before = {name: values.clone() for name, values in net.state_dict().items()}
+    with pytest.raises(ModelError, match="choose --architecture convnext-tiny --base-width 96"):
+        start_from(net, flat, settings, "2g")
+    assert same(net, before, before)
+
+
+def test_a_file_to_be_inflated_that_would_run_code_is_refused_too(tmp_path, pickle_watch):
+    file = tmp_path / "evil.pth"
+    torch.save({**convnext_tiny().state_dict(), "x": Payload(tmp_path / "ran")}, file)
+    pickle_watch.clear()
+    with pytest.raises(ModelError, match="Python objects"):
+        start_from(build(TINY), str(file), TINY, "full")
+    assert not (tmp_path / "ran").exists() and pickle_watch == []
+
+
+def test_only_a_convnext_is_inflated():
+    with pytest.raises(SettingError, match="--inflate is for ConvNeXts, and --architecture is resnet18; leave it out"):
+        start_from(small_net(), "w.pth", SMALL, "2g")
+
+
+@pytest.mark.parametrize(
+    "net, training, cause",
+    [
+        (SMALL, Training(weights="w.pth", inflate="2g"), "--inflate is for ConvNeXts, and --architecture is resnet18"),
+        (TINY, Training(inflate="full"), "2D ConvNeXt weights, and --weights is none; name the file"),
+        (SMALL, Training(weights="kinetics", inflate="1g"), "leave"),
+        (TINY, Training(weights="w.pth", inflate_norm="sum"), "--inflate-norm sum needs --inflate full, 1g or 2g"),
+    ],
+)
+def test_settings_of_inflation_that_exclude_each_other_are_refused(net, training, cause):
+    with pytest.raises(SettingError, match=cause):
+        RunSettings(net=net, training=training)
+
+
+def test_inflation_is_a_setting_of_a_run():
+    training = RunSettings(net=TINY, training=Training(weights="w.pth", inflate="2g", inflate_norm="sum")).training
+    assert (training.inflate, training.inflate_norm) == ("2g", "sum")
+    with pytest.raises(SettingError, match="--inflate '3g' is not one of none, full, 1g, 2g"):
+        Training(inflate="3g")  # type: ignore[arg-type]

@@ -76,6 +76,17 @@ def test_probabilities_are_means_over_views_and_models_by_hand(scans: Path, tmp_
     np.testing.assert_allclose(rows[0].severity, np.mean(severities, 0), atol=1e-6)
 
 
+def test_severities_of_a_loss_over_four_classes_are_averaged_over_four(scans: Path, tmp_path: Path):
+    """Its fifth logit was never learnt, and says nothing."""
+    torch.manual_seed(5)
+    file = save_model(tmp_path / "m.safetensors", build(NET), NET, SETTINGS, "both", {"loss": "balanced-ce"})
+    rows = infer([scans / "ct_scan_9"], [file], tmp_path / "p.csv", machine=ONE)
+    x = torch.from_numpy(preprocess(read(scans / "ct_scan_9"), SETTINGS))[None] / 255
+    with torch.no_grad():
+        four = torch.stack([load_model(file).net(view)[0, 1:5].softmax(0) for view in (x, x.flip(-1))]).mean(0)
+    np.testing.assert_allclose(rows[0].severity, four, atol=1e-6)
+
+
 def test_each_answer_comes_from_the_models_kept_for_it(scans: Path, tmp_path: Path):
     presence = make_model(tmp_path / "a.safetensors", 1, "presence")
     severity = make_model(tmp_path / "b.safetensors", 2, "severity")

@@ -8,17 +8,33 @@ import numpy as np
 import pytest
 import torch
 
+from cov3d.config import LossSettings
 from cov3d.labels import UNKNOWN
-from cov3d.training.loss import JointLoss, group_weights, groups, neighbour_targets
+from cov3d.training.loss import (
+    CHAIN,
+    BalancedCrossEntropy,
+    JointLoss,
+    balanced_weights,
+    group_weights,
+    groups,
+    neighbour_targets,
+)
+from cov3d.training.ordinal import cross_entropy, earth_movers, focal
 
 LABELS = torch.tensor([[1, 1], [1, 2], [1, 3], [1, 4], [0, UNKNOWN], [1, UNKNOWN]])
+
+
+def joint(presence, severity, severity_factor: float, **settings) -> JointLoss:
+    """A joint loss, without smoothing unless it is said."""
+    smoothing = {"presence_smoothing": 0.0, "severity_smoothing": 0.0}
+    return JointLoss(presence, severity, severity_factor, LossSettings(**{**smoothing, **settings}))
 
 
 def even_loss(**settings) -> JointLoss:
     """A loss from a training set with one scan of each group but five negatives, so that w = 1 for presence."""
     presence = np.array([1, 1, 1, 1, 1, 0, 0, 0, 0, 0])
     severity = np.array([1, 2, 3, 4, *[UNKNOWN] * 6])
-    return JointLoss(presence, severity, **settings)
+    return joint(presence, severity, **settings)
 
 
 def test_class_weights_of_cov19_ct_db_are_the_papers():
@@ -43,7 +59,7 @@ def test_neighbour_targets_are_the_papers():
         [0, 0, e, 1 - e, 0],  # critical
         [e, 0, 0, 0, 1 - e],  # non-covid
     ]
-    np.testing.assert_allclose(neighbour_targets(e), expected, atol=1e-7)
+    np.testing.assert_allclose(neighbour_targets(e, CHAIN), expected, atol=1e-7)
 
 
 def test_groups_tell_severities_negatives_and_the_superset():
@@ -52,7 +68,7 @@ def test_groups_tell_severities_negatives_and_the_superset():
 
 def test_presence_loss_of_undecided_logits_is_worked_by_hand():
     presence = np.array([1, 0, 0])  # twice as many negatives: w = 2
-    loss = JointLoss(presence, np.full(3, UNKNOWN), severity_factor=0, presence_smoothing=0.1)
+    loss = joint(presence, np.full(3, UNKNOWN), severity_factor=0, presence_smoothing=0.1)
     positive = loss(torch.zeros(1, 6), torch.tensor([[1, UNKNOWN]]))
     negative = loss(torch.zeros(1, 6), torch.tensor([[0, UNKNOWN]]))
     assert positive.item() == pytest.approx((2 * 0.9 + 0.1) * math.log(2))
@@ -105,7 +121,7 @@ def test_a_scans_weight_counts():
 
 def test_the_gradient_is_right_in_double_precision():
     presence, severity = np.array([1, 1, 1, 1, 0, 1]), np.array([1, 2, 3, 4, UNKNOWN, UNKNOWN])
-    loss = JointLoss(presence, severity, 0.6, 0.1, 0.2).double()
+    loss = joint(presence, severity, 0.6, presence_smoothing=0.1, severity_smoothing=0.2).double()
     logits = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
     assert torch.autograd.gradcheck(lambda z: loss(z, LABELS), (logits,))
 
@@ -135,3 +151,85 @@ def test_activation_and_decodes_give_answers():
     assert activated.shape == (2, 5)
     np.testing.assert_allclose(activated[:, 1:].sum(1), 1, rtol=1e-6)
     assert loss.decodes(activated).tolist() == [[1, 2], [0, 4]]
+
+
+# The other losses
+
+
+def balanced(presence, severity, severity_factor: float, **settings) -> BalancedCrossEntropy:
+    return BalancedCrossEntropy(np.array(presence), np.array(severity), severity_factor, LossSettings(**settings))
+
+
+def test_balanced_weights_of_cov19_ct_db_are_the_papers():
+    """258 graded scans; the paper prints (.15, .21, .15, .49) times 4."""
+    weights = balanced_weights(np.repeat(range(4), [85, 62, 85, 26]), 4)
+    np.testing.assert_allclose(weights / 4, [0.15, 0.21, 0.15, 0.49], atol=0.006)
+    weights = balanced_weights(np.repeat(range(2), [1110, 882]), 2)
+    np.testing.assert_allclose(weights / 2, [0.44, 0.56], atol=0.005)
+
+
+def test_balanced_cross_entropy_is_torchs_where_all_scans_are_graded():
+    severity = np.array([1, 1, 2, 3, 4, 4, 4])
+    loss = balanced(np.ones(7, int), severity, 1.0)
+    logits = torch.randn(7, 6, generator=torch.Generator().manual_seed(0))
+    labels = torch.stack([torch.ones(7, dtype=torch.long), torch.as_tensor(severity)], 1)
+    weight = balanced_weights(severity - 1, 4)
+    each = torch.nn.functional.cross_entropy(logits[:, 1:5], labels[:, 1] - 1, weight, reduction="none")
+    torch.testing.assert_close(loss(logits, labels), each.mean())
+
+
+def test_balanced_presence_is_the_cross_entropy_over_two_classes():
+    presence = np.array([1, 0, 0, 0])
+    loss = balanced(presence, np.full(4, UNKNOWN), 0.0)
+    logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    labels = torch.stack([torch.as_tensor(presence), torch.full((4,), UNKNOWN)], 1)
+    two = torch.stack([torch.zeros(4), logits[:, 0]], 1)
+    each = torch.nn.functional.cross_entropy(two, labels[:, 0], balanced_weights(presence, 2), reduction="none")
+    torch.testing.assert_close(loss(logits, labels), each.mean())
+
+
+def test_scans_without_a_severity_cost_nothing_there_and_the_others_make_up_for_them():
+    severity = np.array([1, 2, 3, 4, *[UNKNOWN] * 12])
+    loss = balanced(np.ones(16, int), severity, 1.0)
+    logits = torch.randn(16, 6, generator=torch.Generator().manual_seed(2))
+    labels = torch.stack([torch.ones(16, dtype=torch.long), torch.as_tensor(severity)], 1)
+    graded = torch.nn.functional.cross_entropy(logits[:4, 1:5], labels[:4, 1] - 1)
+    torch.testing.assert_close(loss(logits, labels), graded)
+
+
+def test_without_class_weights_every_class_counts_alike():
+    presence, severity = np.array([1, 1, 0, 0, 0]), np.array([1, 2, UNKNOWN, UNKNOWN, UNKNOWN])
+    assert joint(presence, severity, 0.5, class_weights="none").group_weights.tolist() == [1] * 6
+    assert balanced([1, 1, 1, 1], [1, 1, 1, 2], 0.5, class_weights="none").severity_weights.tolist() == [1] * 4
+
+
+LOG_Q = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
+SECOND = torch.tensor([[0.0, 1.0, 0.0, 0.0]])
+
+
+def test_the_costs_of_a_severity_are_worked_by_hand():
+    assert cross_entropy(LOG_Q, SECOND).item() == pytest.approx(-math.log(0.2))
+    assert focal(LOG_Q, SECOND, gamma=2.0).item() == pytest.approx(-(0.8**2) * math.log(0.2))
+    assert focal(LOG_Q, SECOND, gamma=0.0).item() == pytest.approx(-math.log(0.2))
+    assert earth_movers(LOG_Q, SECOND, order=range(4)).item() == pytest.approx(0.1**2 + 0.7**2 + 0.4**2)
+
+
+def test_the_earth_movers_distance_grows_with_how_far_the_answer_is_off():
+    order = [4, 0, 1, 2, 3]  # non-covid, mild, moderate, severe, critical
+    target = torch.eye(5)[[4]]
+    far = [earth_movers(torch.eye(5)[[k]].clamp(min=1e-30).log(), target, order).item() for k in order]
+    assert far == pytest.approx([0, 1, 2, 3, 4])
+
+
+@pytest.mark.parametrize("severity_loss", ["ce", "focal", "emd"])
+@pytest.mark.parametrize("kind", [JointLoss, BalancedCrossEntropy])
+def test_every_loss_is_finite_and_smallest_for_the_right_answer(kind, severity_loss: str):
+    smoothing = {"presence_smoothing": 0.0, "severity_smoothing": 0.0}
+    loss = kind(*np.array(LABELS.tolist()).T, 0.5, LossSettings(severity_loss=severity_loss, **smoothing))
+    right = torch.full((6, 6), -20.0)
+    right[:5, 0] = torch.tensor([20.0, 20, 20, 20, -20])
+    right[5, :2] = 20.0
+    right[range(5), range(1, 6)] = 20.0
+    wrong = -right
+    assert torch.isfinite(loss(right, LABELS)) and torch.isfinite(loss(wrong, LABELS))
+    assert loss(right, LABELS) < 1.5 < loss(wrong, LABELS)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cov3d.config import Training
+from cov3d.config import LossSettings, RunSettings, Training
 from cov3d.errors import StudyError
 from cov3d.labels import UNKNOWN
 from cov3d.scans.study import Row
-from cov3d.training.split import Split, check_trainable, hold_out, split_rows, unused
+from cov3d.training.split import Split, check_trainable, hold_out, learnt_from, split_rows, unused
 
 
 def rows(count: int = 100, split: str = "", patients: int = 0) -> list[Row]:
@@ -111,3 +111,15 @@ def test_validation_without_severities_cannot_choose_for_severity():
     plain = tuple(row for row in rows() if row.severity == UNKNOWN)
     with pytest.raises(StudyError, match="no validation scan has a severity"):
         check_trainable(Split(tuple(rows()), plain), "severity")
+
+
+def test_where_presence_counts_nothing_only_graded_scans_train():
+    split = Split(tuple(rows()), tuple(rows()))
+    settings = RunSettings(task="severity", loss=LossSettings(loss="balanced-ce", severity_factor=1.0))
+    learnt = learnt_from(split, settings)
+    assert {row.severity for row in learnt.train} == {row.severity for row in rows()} - {UNKNOWN}
+    assert learnt.validation == split.validation
+    left = sum(row.severity == UNKNOWN for row in rows())
+    ungraded = Split(learnt.train, ())
+    assert unused(rows(), ungraded) == [f"{left} scans have no severity, and nothing else is learnt"]
+    assert learnt_from(split, RunSettings(loss=LossSettings(loss="balanced-ce"))) == split

@@ -105,6 +105,48 @@ def test_same_seed_same_weights_to_the_bit(study: Path, tmp_path: Path):
     assert not torch.equal(first.net.state_dict()["head.0.weight"], other.net.state_dict()["head.0.weight"])
 
 
+CONVNEXT = RunSettings(
+    task="both",
+    preprocessing=Preprocessing(width=32, depth=32),
+    net=NetSettings("convnext-micro", base_width=4),
+    training=Training(epochs=2, batch_size=2, learning_rate=1e-3, clip=5.0),
+)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schedule": "constant"},
+        {"schedule": "cosine", "optimizer": "adam"},
+        {"ema": 0.0, "checkpoint_activations": True, "accumulate": 2},
+    ],
+    ids=["constant", "cosine", "checkpointed"],
+)
+def test_a_convnext_trains_and_repeats_to_the_bit(study: Path, tmp_path: Path, changes: dict):
+    settings = replace(CONVNEXT, training=replace(CONVNEXT.training, **changes))
+    first, second = (load_model(fit(study, tmp_path / name, settings) / "last.safetensors") for name in "ab")
+    pairs = zip(first.net.state_dict().values(), second.net.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert first.training["loss"] == "balanced-ce"
+    rates = [float(row["learning_rate"]) for row in table(tmp_path / "a" / "run" / "history.csv")]
+    assert (rates[-1] < 1e-3) == (changes.get("schedule") != "constant")
+
+
+def test_what_is_kept_and_scored_is_the_average_of_the_weights(study: Path, tmp_path: Path):
+    """A decay of nearly one leaves the average where the first step put it, whatever the epochs do."""
+    weights = []
+    for epochs in (1, 3):
+        training = replace(CONVNEXT.training, ema=0.9999, epochs=epochs, schedule="constant")
+        run = fit(study, tmp_path / f"{epochs}", replace(CONVNEXT, training=training))
+        weights.append(load_model(run / "last.safetensors").net.head[0].weight)
+    assert 0 < (weights[0] - weights[1]).abs().max() < 1e-5
+
+
+def test_a_convnext_is_refused_sides_under_32_voxels_before_any_work():
+    with pytest.raises(SettingError, match="at least 32 voxels, and these are 16×32×32; raise --width or --depth"):
+        replace(CONVNEXT, preprocessing=Preprocessing(width=32))
+
+
 def test_training_overfits_eight_drawn_chests(tmp_path: Path):
     from cov3d.phantom import write_study
     from cov3d.results.infer import infer

@@ -1,0 +1,38 @@
+"""The exponential moving average of the weights, which is scored, kept and answers in place of the last step's weights."""
+
+from __future__ import annotations
+
+from fastai.callback.core import Callback
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+class Ema(Callback):
+    """After each step a ← d·a + (1−d)·w, over parameters and BatchNorm's statistics; the first step's weights begin it.
+
+    Validation sees the average: it stands in the learner's place from the end of an epoch's training to the next one's
+    beginning.
+    """
+
+    order = -20  # before the network is told that it trains or validates
+
+    def __init__(self, decay: float):
+        self.decay = decay
+
+    def before_fit(self) -> None:
+        """Begin with the network's own weights."""
+        self.trained = self.learn.model
+        self.average = AveragedModel(
+            self.trained, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True
+        )  # BatchNorm's statistics must follow the weights
+
+    def before_train(self) -> None:
+        """Train on with the weights, not with their average."""
+        self.learn.model = self.trained
+
+    def after_step(self) -> None:
+        """Take the step into the average."""
+        self.average.update_parameters(self.trained)
+
+    def before_validate(self) -> None:
+        """Score the average."""
+        self.learn.model = self.average.module
