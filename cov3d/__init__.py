@@ -22,6 +22,7 @@ ROOMS = {
     "NetSettings": "cov3d.config",
     "LossSettings": "cov3d.config",
     "Training": "cov3d.config",
+    "Augmentation": "cov3d.config",
     "RunSettings": "cov3d.config",
     "Inference": "cov3d.config",
     "Machine": "cov3d.config",

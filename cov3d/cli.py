@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cov3d.config import (
+    Augmentation,
     Inference,
     LossSettings,
     Machine,
@@ -200,6 +201,7 @@ def train(
     net: NetSettings,
     loss: LossSettings,
     training: Training,
+    augmentation: Augmentation,
     reading: Reading,
     machine: Machine,
     study: StudyArgument = Path(),
@@ -212,10 +214,34 @@ def train(
     from cov3d.scans.study import read_study
     from cov3d.training.train import train
 
-    settings = RunSettings(task, preprocessing, net, loss, training, reading)
+    settings = RunSettings(task, preprocessing, net, loss, training, augmentation, reading)
     run = train(read_study(study), settings, machine, cache, output_dir, overwrite)
     show(str(run.folder))
     return _list_failures(run.failures)
+
+
+@command()
+def show_batch(
+    messages: Messages,
+    preprocessing: Preprocessing,
+    net: NetSettings,
+    augmentation: Augmentation,
+    reading: Reading,
+    machine: Machine,
+    study: StudyArgument = Path(),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")] = Path("batch.png"),
+    scans: Annotated[int, typer.Option(help="How many scans.", min=1, max=64)] = 8,
+    steps: Annotated[bool, typer.Option("--steps", help="Show each step by itself, on one scan.")] = False,
+    cache: CacheOption = Path("cache"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")] = 0,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Draw training scans as the network would see them, three planes each, into a PNG."""
+    from cov3d.scans.study import read_study
+    from cov3d.training.show_batch import show_study
+
+    settings = RunSettings(preprocessing=preprocessing, net=net, augmentation=augmentation, reading=reading)
+    show(str(show_study(read_study(study), settings, machine, cache, output, scans, steps, seed, overwrite)))
 
 
 @command(stopped="say --resume to go on")

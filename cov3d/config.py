@@ -233,7 +233,6 @@ class Training:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto", "Precision of the forward pass; auto is bf16 or fp16 on a GPU and fp32 on a CPU."
     )
-    reflection: bool = option(True, "Reflect half of the training scans left to right.")
     validation_fraction: float | None = option(
         None,
         "Hold this share of the training scans out to choose the epoch by; if not said, the study's own validation "
@@ -351,10 +350,12 @@ class RunSettings:
     net: NetSettings = field(default_factory=lambda: NetSettings())
     loss: LossSettings = field(default_factory=lambda: LossSettings())
     training: Training = field(default_factory=lambda: Training())
+    augmentation: Augmentation = field(default_factory=lambda: Augmentation())
     reading: Reading = field(default_factory=lambda: Reading())
 
     def __post_init__(self) -> None:
         check_task(self.task)
+        self.augmentation.to_cache(self.preprocessing)  # refuses what cannot be
         if self.net.family == "convnext" and min(self.preprocessing.shape) < LEAST_SIDE:
             sides = "×".join(map(str, self.preprocessing.shape))
             raise SettingError(

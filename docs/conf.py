@@ -45,7 +45,7 @@ def command_line_page() -> str:
     parsed: Any = typer.main.get_command(front_door)
     for command in front_door.registered_commands:
         if not command.hidden:
-            name = command.name or command.callback.__name__
+            name = command.name or command.callback.__name__.replace("_", "-")
             spelled = {p.name: [*p.opts, *p.secondary_opts] for p in parsed.commands[name].params}
             lines += command_section(name, command.callback, spelled)
     return "\n".join(lines)

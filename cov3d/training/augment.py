@@ -2,25 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from fastai.callback.core import Callback
+from torch import Tensor
 
-from cov3d.nets.inputs import as_input, reflect
+from cov3d.config import AugmentationNumbers
+from cov3d.training.draws import Draw, draw
+from cov3d.training.intensity import add_noise, blur
+from cov3d.training.spatial import place
 
 
-class PrepareInput(Callback):
-    """Cast cached scans to float and, in training only, reflect each with probability ½."""
+def augment(
+    scans: Tensor,
+    numbers: AugmentationNumbers,
+    generator: torch.Generator,
+    shape: Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Training scans, each with its own draw, as the network takes them.
+
+    ``scans`` are uint8 ``(B, 1, D', H', W')`` on any device, the result is ``dtype`` ``(B, 1, D, H, W)`` in [0, 1], D, H, W
+    being ``shape`` or as they come. ``generator`` is one of the CPU: the same state gives the same result on the same
+    kind of device, and the same but for the noise on another. With every probability 0 it is
+    :func:`cov3d.nets.inputs.as_input`, after a resize if ``shape`` is another.
+
+    Where a scan's voxels come from is looked up once (:mod:`cov3d.training.spatial`); blur and noise come after it. As
+    published they come between rotation and turns. Blur commutes with turns, and nearly with so smooth a displacement;
+    and noise keeps its strength if nothing interpolates it any more.
+    """
+    shape = scans.shape[2:] if shape is None else shape
+    draws = draw(len(scans), numbers, scans.shape[2:], shape, generator)
+    return apply(scans, draws, shape, dtype)
+
+
+@torch.no_grad()
+def apply(scans: Tensor, draws: Sequence[Draw], shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Scans uint8 ``(B, 1, D', H', W')`` as ``(B, 1, *shape)`` in [0, 1], each as its draw says.
+
+    One scan after another, so that beside the batch there are coordinates of one; each is work for a whole GPU.
+    """
+    result = torch.empty(len(scans), 1, *shape, dtype=dtype, device=scans.device)
+    with torch.autocast(scans.device.type, enabled=False):
+        for scan, drawn, row in zip(scans[:, 0], draws, result[:, 0], strict=True):
+            row.copy_(_apply(scan, drawn, shape))
+    return result
+
+
+def _apply(scan: Tensor, drawn: Draw, shape: Sequence[int]) -> Tensor:
+    scan = place(scan, drawn.placement, shape)
+    if drawn.sigma:
+        scan = blur(scan, drawn.sigma)
+    return add_noise(scan, drawn.deviation, drawn.seed) if drawn.deviation else scan
+
+
+class Augment(Callback):
+    """Cast cached scans to float in the network's size and, in training only, augment them."""
 
     order = -10  # before mixed precision begins
 
-    def __init__(self, reflection: bool, seed: int):
-        self.reflection = reflection
+    def __init__(self, numbers: AugmentationNumbers, shape: Sequence[int], seed: int):
+        self.numbers, self.shape = numbers, tuple(shape)
         self.generator = torch.Generator().manual_seed(seed)
 
     def before_batch(self) -> None:
-        """uint8 ``(B, 1, D, H, W)`` becomes float in [0, 1]."""
+        """uint8 ``(B, 1, D', H', W')`` becomes float in [0, 1], ``(B, 1, D, H, W)``."""
         scans = self.learn.xb[0]
-        if self.learn.training and self.reflection:
-            turned = (torch.rand(len(scans), generator=self.generator) < 0.5).to(scans.device)
-            scans = torch.where(turned[:, None, None, None, None], reflect(scans), scans)
-        self.learn.xb = (as_input(scans),)
+        if self.learn.training:
+            scans = augment(scans, self.numbers, self.generator, self.shape)
+        else:
+            scans = apply(scans, [Draw()] * len(scans), self.shape)
+        self.learn.xb = (scans,)

@@ -44,7 +44,9 @@ class Loaders:
         return (self.train, self.valid)[index]
 
 
-def loaders(cache: Cache, split: Split, settings: Training, machine: Machine, device: torch.device) -> Loaders:
+def loaders(
+    caches: tuple[Cache, Cache], split: Split, settings: Training, machine: Machine, device: torch.device
+) -> Loaders:
     """Training batches in an order drawn from the seed, an incomplete last one dropped as fastai does; validation in order."""
     gpu = device.type == "cuda"
     common: dict[str, Any] = {
@@ -56,12 +58,12 @@ def loaders(cache: Cache, split: Split, settings: Training, machine: Machine, de
     order = torch.Generator().manual_seed(settings.seed)
     return Loaders(
         DataLoader(
-            CachedScans(cache, split.train),
+            CachedScans(caches[0], split.train),
             shuffle=True,
             generator=order,
             drop_last=len(split.train) > settings.batch_size,
             **common,
         ),
-        DataLoader(CachedScans(cache, split.validation), **common),
+        DataLoader(CachedScans(caches[1], split.validation), **common),
         device,
     )

@@ -29,7 +29,7 @@ from cov3d.scans.cache import Cache, fill_cache
 from cov3d.scans.series import every_series, with_patients
 from cov3d.scans.study import Study
 from cov3d.training.accumulate import Accumulate
-from cov3d.training.augment import PrepareInput
+from cov3d.training.augment import Augment
 from cov3d.training.description import describe, summarise
 from cov3d.training.ema import Ema
 from cov3d.training.epochs import RUN_FILES, Epochs, Keeper
@@ -73,17 +73,29 @@ def train(
     check_trainable(wanted, settings.task)
     folder = check_run_folder(Path(output_dir or f"outputs/{settings.task}"), overwrite)
     network = start_network(settings, device)
-    filled = fill_cache(wanted.rows, settings.preprocessing, cache, machine, settings.reading)
-    split = wanted.only(filled.entries)
+    caches = fill_caches(wanted, settings, cache, machine)
+    split = wanted.only({scan for filled in caches for scan in filled.entries})
     notes = [*unused(study.rows, wanted), *check_trainable(split, settings.task)]
-    for note in notes + _failed(filled):
+    for note in dict.fromkeys([*notes, *(text for filled in caches for text in _failed(filled))]):
         say(f"note: {note}")
     summary = summarise(study, split, settings)
     keeper = Keeper(folder, split.validation, settings, describe(study, settings, machine, summary))
     with _advice():
-        _fit(network, filled, split, keeper, settings, machine, device, precision)
+        _fit(network, caches, split, keeper, settings, machine, device, precision)
     keeper.finish()
-    return Run(folder, filled.failures)
+    return Run(folder, {scan: cause for filled in caches for scan, cause in filled.failures.items()})
+
+
+def fill_caches(split: Split, settings: RunSettings, cache: str | Path, machine: Machine) -> tuple[Cache, Cache]:
+    """The caches of training and of validation scans: two where training scans are cropped from larger ones, else one."""
+    larger = settings.augmentation.to_cache(settings.preprocessing)
+    if larger == settings.preprocessing:
+        filled = fill_cache(split.rows, larger, cache, machine, settings.reading)
+        return filled, filled
+    return (
+        fill_cache(split.train, larger, cache, machine, settings.reading),
+        fill_cache(split.validation, settings.preprocessing, cache, machine, settings.reading),
+    )
 
 
 def start_network(settings: RunSettings, device: torch.device) -> torch.nn.Module:
@@ -121,7 +133,7 @@ def seed_everything(seed: int) -> None:
 
 def _fit(
     network: torch.nn.Module,
-    cache: Cache,
+    caches: tuple[Cache, Cache],
     split: Split,
     keeper: Keeper,
     settings: RunSettings,
@@ -130,7 +142,7 @@ def _fit(
     precision: str,
 ) -> None:
     training = settings.training
-    data = loaders(cache, split, training, machine, device)
+    data = loaders(caches, split, training, machine, device)
     network.checkpointing = training.checkpoint_activations  # type: ignore[assignment]
     with progress(training.epochs * len(data.train), "train") as step:
         learner = Learner(
@@ -149,7 +161,7 @@ def callbacks(settings: RunSettings, precision: str) -> Iterator[Callback]:
     """What the settings add to each step."""
     training = settings.training
     yield TrainEvalCallback()
-    yield PrepareInput(training.reflection, training.seed)
+    yield Augment(settings.augmentation.numbers(settings.net.family), settings.preprocessing.shape, training.seed)
     if precision != "fp32":
         yield MixedPrecision(amp_mode=precision)
     if training.accumulate > 1:

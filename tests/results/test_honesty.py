@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cov3d import Machine, NetSettings, Preprocessing, RunSettings, Training, evaluate, infer, read_study, train
+from cov3d import (
+    Augmentation,
+    Machine,
+    NetSettings,
+    Preprocessing,
+    RunSettings,
+    Training,
+    evaluate,
+    infer,
+    read_study,
+    train,
+)
 from cov3d.phantom import write_study
 
 ONE = Machine(workers=1, device="cpu")
@@ -16,7 +27,8 @@ def test_random_labels_are_learnt_by_heart_and_by_chance_elsewhere(tmp_path: Pat
         task="presence",
         preprocessing=Preprocessing(width=32),
         net=NetSettings(base_width=8, dropout=0.0, penultimate=16),
-        training=Training(epochs=30, batch_size=4, learning_rate=3e-3, validation_fraction=0.2, reflection=False),
+        training=Training(epochs=30, batch_size=4, learning_rate=3e-3, validation_fraction=0.2),
+        augmentation=Augmentation(flip_width=0.0),
     )
     model = train(study, settings, ONE, tmp_path / "cache", tmp_path / "run").folder / "last.safetensors"
     scores = {}

@@ -17,7 +17,17 @@ from fastai.learner import Learner, TrainEvalCallback
 from fastai.optimizer import SGD
 from torch.utils.data import DataLoader
 
-from cov3d import Machine, NetSettings, Preprocessing, RunSettings, Training, load_model, read_study, train
+from cov3d import (
+    Augmentation,
+    Machine,
+    NetSettings,
+    Preprocessing,
+    RunSettings,
+    Training,
+    load_model,
+    read_study,
+    train,
+)
 from cov3d.errors import Cov3dError, SettingError, StudyError
 from cov3d.training.accumulate import Accumulate
 from cov3d.training.loaders import Loaders
@@ -142,6 +152,16 @@ def test_what_is_kept_and_scored_is_the_average_of_the_weights(study: Path, tmp_
     assert 0 < (weights[0] - weights[1]).abs().max() < 1e-5
 
 
+def test_training_scans_are_cropped_from_larger_ones_and_validation_scans_are_not(study: Path, tmp_path: Path):
+    augmentation = Augmentation(crop_from=40)
+    training = replace(CONVNEXT.training, epochs=1)
+    run = fit(study, tmp_path, replace(CONVNEXT, augmentation=augmentation, training=training))
+    cached = {folder.name[:8]: len(list(folder.glob("*.pt"))) for folder in (tmp_path / "cache").iterdir()}
+    assert cached == {"40x40x40": 8, "32x32x32": 8}
+    assert load_model(run / "last.safetensors").preprocessing == CONVNEXT.preprocessing
+    assert json.loads((run / "config.json").read_text())["augmentation"]["crop_from"] == 40
+
+
 def test_a_convnext_is_refused_sides_under_32_voxels_before_any_work():
     with pytest.raises(SettingError, match="at least 32 voxels, and these are 16×32×32; raise --width or --depth"):
         replace(CONVNEXT, preprocessing=Preprocessing(width=32))
@@ -156,7 +176,8 @@ def test_training_overfits_eight_drawn_chests(tmp_path: Path):
         task="both",
         preprocessing=Preprocessing(width=32),
         net=NetSettings(base_width=8, dropout=0.0, penultimate=16),
-        training=Training(epochs=40, batch_size=4, learning_rate=3e-3, weights="none", reflection=False),
+        training=Training(epochs=40, batch_size=4, learning_rate=3e-3, weights="none"),
+        augmentation=Augmentation(flip_width=0.0),
     )
     study = read_study(root)
     everything = replace(study, rows=tuple(replace(row, split="train") for row in study.rows))
