@@ -39,6 +39,7 @@ ROOMS = {
     "load_model": "cov3d.nets.model",
     "save_model": "cov3d.nets.model",
     "train": "cov3d.training.train",
+    "cross_validate": "cov3d.training.cross_validate",
     "infer": "cov3d.results.infer",
     "evaluate": "cov3d.results.evaluate",
 }

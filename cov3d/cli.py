@@ -44,6 +44,8 @@ StudyArgument = Annotated[
     Path, typer.Argument(metavar="STUDY", help="The study's folder or its table.", show_default="this folder")
 ]
 CacheOption = Annotated[Path, typer.Option(help="Folder of the tensor caches.")]
+TaskOption = Annotated[Task, typer.Option(help="What the model is kept for; it gives both answers.")]
+OutputDirOption = Annotated[Path | None, typer.Option(help="The run's folder.", show_default="outputs/TASK")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote.")]
 
 
@@ -205,17 +207,51 @@ def train(
     reading: Reading,
     machine: Machine,
     study: StudyArgument = Path(),
-    task: Annotated[Task, typer.Option(help="What the model is kept for; it gives both answers.")] = "both",
+    task: TaskOption = "both",
     cache: CacheOption = Path("cache"),
-    output_dir: Annotated[Path | None, typer.Option(help="The run's folder.", show_default="outputs/TASK")] = None,
+    output_dir: OutputDirOption = None,
     overwrite: OverwriteOption = False,
+    all_data: Annotated[
+        bool, typer.Option("--all-data", help="Train on every labelled scan; keep the last epoch; score nothing.")
+    ] = False,
 ) -> int:
     """Fit a network to a study, keeping its best epoch; preprocess first what the cache lacks."""
     from cov3d.scans.study import read_study
     from cov3d.training.train import train
 
     settings = RunSettings(task, preprocessing, net, loss, training, augmentation, reading)
-    run = train(read_study(study), settings, machine, cache, output_dir, overwrite)
+    run = train(read_study(study), settings, machine, cache, output_dir, overwrite, all_data)
+    show(str(run.folder))
+    return _list_failures(run.failures)
+
+
+@command(stopped="run the same command again: folds that are trained stay")
+def cross_validate(
+    messages: Messages,
+    preprocessing: Preprocessing,
+    net: NetSettings,
+    loss: LossSettings,
+    training: Training,
+    augmentation: Augmentation,
+    reading: Reading,
+    machine: Machine,
+    study: StudyArgument = Path(),
+    task: TaskOption = "both",
+    folds: Annotated[int, typer.Option(help="How many folds.", min=2, max=100)] = 5,
+    fold: Annotated[int | None, typer.Option(help="Train this one only, from 0.", min=0)] = None,
+    collect: Annotated[bool, typer.Option("--collect", help="Train nothing; pool the folds' answers.")] = False,
+    cache: CacheOption = Path("cache"),
+    output_dir: OutputDirOption = None,
+    overwrite: OverwriteOption = False,
+) -> int:
+    """Train a network for each fold, and score every training scan by the one that has not seen it."""
+    from cov3d.scans.study import read_study
+    from cov3d.training.cross_validate import cross_validate
+
+    settings = RunSettings(task, preprocessing, net, loss, training, augmentation, reading)
+    run = cross_validate(
+        read_study(study), settings, machine, folds, fold, cache, output_dir, overwrite, collect_only=collect
+    )
     show(str(run.folder))
     return _list_failures(run.failures)
 

@@ -248,6 +248,9 @@ class Training:
     inflate_norm: Literal["l2", "sum"] = option(
         "l2", "What an inflated kernel keeps: its Euclidean norm (published), or its sum (as I3D)."
     )
+    keep: Literal["auto", "best", "last"] = option(
+        "auto", "Which epoch is kept: the best on validation scans (train), or the last (cross-validate, --all-data)."
+    )
     seed: int = option(0, "Seed of everything that is drawn.", min=0)
 
     def __post_init__(self) -> None:
@@ -413,6 +416,11 @@ class Inference:
 
     tta: bool = option(True, "Average over the scan and its left-right reflection.")
     threshold: float = option(0.5, "COVID-19 is called at this probability or above.", min=0.0, max=1.0)
+    allow_missing: bool = option(
+        False,
+        "Answer without folds of a cross-validation, or models, that are missing or unreadable.",
+        flag="--allow-missing",
+    )
 
     def __post_init__(self) -> None:
         _check_limits(self)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,19 +10,16 @@ import torch
 
 from cov3d.config import Inference, Machine, Reading
 from cov3d.console import natural, progress, say
-from cov3d.errors import ModelError
 from cov3d.labels import SEVERITY
 from cov3d.nets.inputs import memory_advice, pick_device
-from cov3d.nets.model import load_model
 from cov3d.predictions import Prediction, write_predictions
 from cov3d.results.ensemble import Ensemble
 from cov3d.results.journal import appending, check_output, open_journal, place
+from cov3d.results.models import load_models
 from cov3d.results.submission import write_submission
 from cov3d.scans.read import ask_scans
 from cov3d.scans.tensors import read_tensors
 
-KEPT = ("presence.safetensors", "severity.safetensors")
-FINISHED = "metrics.json"  # the last thing that a training writes
 ENOUGH = 3  # scans, to wonder why all have the same answer
 NOT_A_DEVICE = "research software, not a medical device: no answer here is a diagnosis"
 
@@ -52,7 +48,8 @@ def infer(
     paths = ask_scans(scans, reading)
     check_output(output, resume, overwrite)
     device = pick_device(machine.device)
-    ensemble = Ensemble([load_model(file, device) for file in find_models(models)], inference or Inference())
+    inference = inference or Inference()
+    ensemble = Ensemble(load_models(models, device, inference.allow_missing), inference)
     _announce(len(paths), ensemble, device)
     rows, todo = open_journal(output, paths, ensemble.provenance(), reading, resume)
     rows += _answer(todo, ensemble, reading, _readers(machine, device), output)
@@ -101,38 +98,6 @@ def _all_alike(rows: Sequence[Prediction]) -> bool:
     answered = [row.cells() for row in rows if row.covid is not None]
     answers = {tuple(cells[name] for name in ("covid_probability", *SEVERITY)) for cells in answered}
     return len(answered) >= ENOUGH and len(answers) == 1
-
-
-def find_models(asked: Sequence[str | Path]) -> list[Path]:
-    """Model files for what was asked: files themselves, the kept ones of runs; or of all finished runs under ``outputs/``.
-
-    Raises:
-        ModelError: nothing there, and what to do.
-    """
-    if not asked:
-        found = [file for file in _kept(Path("outputs")) if _finished(file)]
-        if not found:
-            raise ModelError("there is no trained model under outputs/; run 'cov3d train', or name one with --model")
-        return found
-    files: list[Path] = []
-    for path in map(Path, asked):
-        kept = _kept(path) if path.is_dir() else [path]
-        if not kept:
-            raise ModelError(f"{path}: holds no {' or '.join(KEPT)}; name a run's folder or a model file")
-        files += kept
-    return list({os.path.realpath(file): file for file in files}.values())
-
-
-def _kept(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*.safetensors") if file.name in KEPT)
-
-
-def _finished(file: Path) -> bool:
-    """Whether the run that wrote a model came to its end; if not, it is left out, and said."""
-    if (file.parent / FINISHED).exists():
-        return True
-    say(f"note: {file} is left out: its training has not finished; to use it all the same, name it with --model")
-    return False
 
 
 def summary(rows: Sequence[Prediction], output: Path) -> str:

@@ -19,7 +19,8 @@ def draw_curves(path: Path, history: Sequence[dict[str, Any]], best: dict[str, i
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
     for name in ("train_loss", "validation_loss"):
-        left.plot(epochs, [row[name] for row in history], marker=".", label=name.replace("_", " "))
+        losses = [np.nan if row[name] is None else row[name] for row in history]
+        left.plot(epochs, losses, marker=".", label=name.replace("_", " "))
     for task, colour in (("presence", "tab:blue"), ("severity", "tab:red")):
         scores = [np.nan if row[f"{task}_f1"] is None else row[f"{task}_f1"] for row in history]
         right.plot(epochs, scores, marker=".", color=colour, label=task)

@@ -20,6 +20,7 @@ from cov3d.errors import Cov3dError
 from cov3d.metrics import score_presence, score_severity
 from cov3d.nets.model import save_model
 from cov3d.predictions import Prediction, write_predictions
+from cov3d.runs import CONFIG, FINISHED, PREDICTIONS, RUN_FILES
 from cov3d.scans.study import Row
 from cov3d.tables import write_table
 from cov3d.training.curves import draw_curves
@@ -28,16 +29,8 @@ SELECTED = (
     "these validation scans also chose the epoch, so the score is optimistic; evaluate on scans that nobody chose by"
 )
 
-RUN_FILES = (
-    "config.json",
-    "history.csv",
-    "presence.safetensors",
-    "severity.safetensors",
-    "last.safetensors",
-    "predictions.csv",
-    "metrics.json",
-    "curves.png",
-)
+UNCHOSEN = "these validation scans did not choose the epoch: it is the last one"
+SCORELESS = "every labelled scan trained, so there is no score; cov3d cross-validate gives one"
 
 
 class Epochs(Callback):
@@ -74,23 +67,29 @@ class Epochs(Callback):
             "epoch": self.learn.epoch + 1,
             "learning_rate": self.learn.opt.hypers[-1]["lr"],
             "train_loss": float(np.mean(self.losses[True])),
-            "validation_loss": float(np.mean(self.losses[False])),
+            "validation_loss": float(np.mean(self.losses[False])) if self.logits else None,
         }
-        self.keeper.end_epoch(row, torch.cat(self.logits), self.learn.model, time.monotonic() - self.begin)
+        logits = torch.cat(self.logits) if self.logits else torch.empty(0, labels.LOGITS)
+        self.keeper.end_epoch(row, logits, self.learn.model, time.monotonic() - self.begin)
 
 
 class Keeper:
-    """The run's folder as it grows: the best epoch of each task, the last one, and the history of all.
+    """The run's folder as it grows: the kept epoch of each task, the last one, and the history of all.
 
-    The best epoch is the one of highest macro F1, and among equals (on few scans there are many) of the
-    lowest log loss of that task.
+    Kept is the best epoch: the one of highest macro F1, and among equals (on few scans there are many) of the lowest log
+    loss of that task. With ``keep_last``, and where no scan validates, it is the last.
     """
 
-    def __init__(self, folder: Path, rows: Sequence[Row], settings: RunSettings, config: dict[str, Any]):
+    def __init__(
+        self, folder: Path, rows: Sequence[Row], settings: RunSettings, config: dict[str, Any], keep_last: bool = False
+    ):
         self.folder, self.rows, self.settings, self.config = folder, rows, settings, config
+        self.keep_last = keep_last or not rows
+        self.word = "last" if self.keep_last else "best"
+        self.note = SCORELESS if not rows else UNCHOSEN if keep_last else SELECTED
         self.summary = config["summary"]
-        self.presence = np.array([row.presence for row in rows])
-        self.severity = np.array([row.severity for row in rows])
+        self.presence = np.array([row.presence for row in rows], int)
+        self.severity = np.array([row.severity for row in rows], int)
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, dict[str, Any]] = {}  # by task: epoch, scores, logits
 
@@ -110,8 +109,8 @@ class Keeper:
             row.update({f"{task}_f1_{name}": found["f1"].get(name) for name in found["classes"]})
         row["seconds"] = round(seconds, 2)
         self.history.append(row)
-        ranks = {task: (scores[task]["macro_f1"], -scores[task]["log_loss"]) for task in self.kept_tasks}
-        better = [task for task, rank in ranks.items() if task not in self.best or rank > self.best[task]["rank"]]
+        ranks = {task: _rank(scores[task]) for task in self.kept_tasks}
+        better = [task for task in ranks if self._is_kept(task, ranks[task], row["epoch"])]
         for task in better:
             self.best[task] = {"epoch": row["epoch"], "rank": ranks[task], "scores": scores[task], "logits": logits}
             self._save(model, f"{task}.safetensors", task, row["epoch"], {task: scores[task]["macro_f1"]})
@@ -120,6 +119,12 @@ class Keeper:
             f1 = {task: scores[task]["macro_f1"] for task in scores}
             self._save(model, "last.safetensors", self.settings.task, row["epoch"], f1)
         write_table(self.folder / "history.csv", list(row), self.history)
+
+    def _is_kept(self, task: str, rank: tuple[float, float], epoch: int) -> bool:
+        """Whether an epoch takes the place of the one that is kept for a task."""
+        if self.keep_last:
+            return bool(epoch == self.summary["epochs"])
+        return task not in self.best or rank > self.best[task]["rank"]
 
     def score(self, logits: torch.Tensor) -> dict[str, dict[str, Any]]:
         """Scores of both tasks on the whole validation set."""
@@ -136,38 +141,43 @@ class Keeper:
         covid = labels.probabilities(presence["logits"])[0].tolist()
         grades = labels.probabilities(severity["logits"])[1].tolist()
         write_predictions(
-            self.folder / "predictions.csv",
+            self.folder / PREDICTIONS,
             [
                 Prediction(row.scan, row.scan, covid[k], tuple(grades[k]), models=1, views=1)
                 for k, row in enumerate(self.rows)
             ],
         )
         kept = {task: {"epoch": best["epoch"], **best["scores"]} for task, best in self.best.items()}
-        commit_json(self.folder / "metrics.json", {**kept, "note": SELECTED})
+        commit_json(self.folder / FINISHED, {**kept, "note": self.note})
         draw_curves(self.folder / "curves.png", self.history, {task: best["epoch"] for task, best in kept.items()})
         for task, best in kept.items():
-            say(f"best {task} macro F1 {best['macro_f1']:.4f} in epoch {best['epoch']}")
-        say(f"note: {SELECTED}")
+            say(f"{self.word} {task} macro F1 {_four(best['macro_f1'])} in epoch {best['epoch']}")
+        say(f"note: {self.note}")
 
     def _begin(self) -> None:
         """Take the place of an earlier run: only now, when an epoch is done and all that could fail at once has not."""
         for name in RUN_FILES:
             (self.folder / name).unlink(missing_ok=True)
-        commit_json(self.folder / "config.json", self.config)
+        commit_json(self.folder / CONFIG, self.config)
 
     def _save(self, model: torch.nn.Module, name: str, task: Task, epoch: int, f1: dict[str, Any]) -> None:
-        summary = {**self.summary, "epoch": epoch, "macro_f1": f1, "scored_on": f"its validation scans; {SELECTED}"}
+        summary = {**self.summary, "epoch": epoch, "macro_f1": f1, "scored_on": f"its validation scans; {self.note}"}
         save_model(self.folder / name, model, self.settings.net, self.settings.preprocessing, task, summary)
 
     def _say_epoch(self, row: dict[str, Any], better: Sequence[str]) -> None:
         if row["epoch"] == 1:
             say("epoch  train loss  valid loss  presence F1  severity F1  seconds")
         presence, severity = (_four(row[f"{task}_f1"]) for task in ("presence", "severity"))
-        best = f"  best {' and '.join(better)}" if better else ""
+        best = f"  {self.word} {' and '.join(better)}" if better else ""
         say(
-            f"{row['epoch']:>5}  {row['train_loss']:>10.4f}  {row['validation_loss']:>10.4f}  {presence:>11}  {severity:>11}"
+            f"{row['epoch']:>5}  {row['train_loss']:>10.4f}  {_four(row['validation_loss']):>10}  {presence:>11}  {severity:>11}"
             f"  {row['seconds']:>7.1f}{best}"
         )
+
+
+def _rank(scores: dict[str, Any]) -> tuple[float, float]:
+    """How good an epoch is for a task: macro F1, and among equals the log loss."""
+    return (-1.0, 0.0) if scores["macro_f1"] is None else (scores["macro_f1"], -scores["log_loss"])
 
 
 def _four(score: float | None) -> str:

@@ -51,6 +51,13 @@ def split_rows(rows: Sequence[Row], settings: Training) -> Split:
     return hold_out(train, DEFAULT_FRACTION if fraction is None else fraction, settings.seed)
 
 
+def everything(rows: Sequence[Row]) -> Split:
+    """Every scan with a known presence trains, but those kept for tests; nothing chooses."""
+    known = tuple(row for row in rows if row.presence != UNKNOWN and row.split != TEST)
+    check_patients(known, [row for row in rows if row.split == TEST])
+    return Split(known, ())
+
+
 def learnt_from(split: Split, settings: RunSettings) -> Split:
     """The same, its training rows only those from which the loss learns: graded ones, where presence counts nothing."""
     if settings.loss_kind == "joint" or settings.severity_factor < 1:
@@ -91,8 +98,8 @@ def check_patients(train: Sequence[Row], others: Sequence[Row]) -> None:
         )
 
 
-def check_trainable(split: Split, task: Task) -> list[str]:
-    """Warnings about labels that are few.
+def check_trainable(split: Split, task: Task, choosing: bool = True) -> list[str]:
+    """Warnings about labels that are few; ``choosing`` says whether validation scans choose the epoch.
 
     Raises:
         StudyError: labels without which the task cannot be learnt or its best epoch chosen, and what is missing.
@@ -113,7 +120,7 @@ def check_trainable(split: Split, task: Task) -> list[str]:
             f"{len(severities)} of the four severities ({', '.join(SEVERITY)}) are annotated in the training scans, "
             "and at least two are needed; add a severity table, or --task presence"
         )
-    if train and not validation:
+    if train and not validation and choosing:
         problems.append("no scan is left to choose the best epoch by; add scans or raise --validation-fraction")
     elif task != "presence" and validation and all(row.severity == UNKNOWN for row in validation):
         problems.append("no validation scan has a severity to choose the best epoch by; annotate some")
@@ -129,7 +136,7 @@ def _missing_classes(presences: set[int], severities: set[int], validation: Sequ
     absent = [name for k, name in enumerate(SEVERITY, 1) if k not in severities]
     if task != "presence" and absent:
         warnings.append(f"no training scan is {' or '.join(absent)}, so no scan will be called that")
-    if task != "severity" and len({row.presence for row in validation}) < 2:
+    if validation and task != "severity" and len({row.presence for row in validation}) < 2:
         warnings.append("all validation scans are of one presence, so the best epoch says little")
     return warnings
 
@@ -145,7 +152,7 @@ def unused(rows: Sequence[Row], split: Split) -> list[str]:
             row.presence != UNKNOWN and row.split not in (TEST, VALIDATION) for row in left
         ),
         "are kept for tests": sum(row.split == TEST and row.presence != UNKNOWN for row in left),
-        "are the study's own validation scans, which --validation-fraction leaves alone": sum(
+        "are the study's own validation scans, and are left alone": sum(
             row.split == VALIDATION and row.presence != UNKNOWN for row in left
         ),
     }

@@ -25,6 +25,7 @@ from cov3d.errors import Cov3dError, SettingError
 from cov3d.nets.build import build
 from cov3d.nets.inputs import memory_advice, pick_device
 from cov3d.nets.weights import start_from
+from cov3d.runs import RUN_FILES
 from cov3d.scans.cache import Cache, fill_cache
 from cov3d.scans.series import every_series, with_patients
 from cov3d.scans.study import Study
@@ -32,10 +33,10 @@ from cov3d.training.accumulate import Accumulate
 from cov3d.training.augment import Augment
 from cov3d.training.description import describe, summarise
 from cov3d.training.ema import Ema
-from cov3d.training.epochs import RUN_FILES, Epochs, Keeper
+from cov3d.training.epochs import Epochs, Keeper
 from cov3d.training.loaders import loaders
 from cov3d.training.loss import loss_of
-from cov3d.training.split import Split, check_trainable, learnt_from, split_rows, unused
+from cov3d.training.split import Split, check_trainable, everything, learnt_from, split_rows, unused
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,11 @@ def train(
     cache: str | Path = "cache",
     output_dir: str | Path | None = None,
     overwrite: bool = False,
+    all_data: bool = False,
 ) -> Run:
     """Fit a network and keep its best epoch for the task; preprocess first what the cache lacks.
+
+    With ``all_data`` every labelled scan trains, the last epoch is kept, and nothing is scored.
 
     Writes the run's folder (default ``outputs/TASK``): models, settings, history, curves, validation predictions.
 
@@ -64,22 +68,44 @@ def train(
         Cov3dError: no room on the device or disk, or a loss that is no number.
     """
     settings, machine = settings or RunSettings(), machine or Machine()
+    study = prepare_study(study, settings)
+    split = everything(study.rows) if all_data else split_rows(study.rows, settings.training)
+    folder = Path(output_dir or f"outputs/{settings.task}")
+    return train_split(study, split, settings, machine, cache, folder, overwrite)
+
+
+def prepare_study(study: Study, settings: RunSettings) -> Study:
+    """The study with all that DICOM headers add to it; what is to be said of it is said."""
     study = with_patients(every_series(study, settings.reading))
     for note in study.warnings:
         say(f"note: {note}")
+    return study
+
+
+def train_split(
+    study: Study,
+    split: Split,
+    settings: RunSettings,
+    machine: Machine,
+    cache: str | Path,
+    folder: Path,
+    overwrite: bool = False,
+) -> Run:
+    """Fit a network to the training scans of a split, and keep one epoch; see :func:`train`."""
     device = pick_device(machine.device)
     precision = pick_precision(settings.training.precision, device)
-    wanted = learnt_from(split_rows(study.rows, settings.training), settings)
-    check_trainable(wanted, settings.task)
-    folder = check_run_folder(Path(output_dir or f"outputs/{settings.task}"), overwrite)
+    wanted = learnt_from(split, settings)
+    keep_last = settings.training.keep == "last" or not split.validation
+    check_trainable(wanted, settings.task, choosing=not keep_last)
+    check_run_folder(folder, overwrite)
     network = start_network(settings, device)
     caches = fill_caches(wanted, settings, cache, machine)
     split = wanted.only({scan for filled in caches for scan in filled.entries})
-    notes = [*unused(study.rows, wanted), *check_trainable(split, settings.task)]
+    notes = [*unused(study.rows, wanted), *check_trainable(split, settings.task, choosing=not keep_last)]
     for note in dict.fromkeys([*notes, *(text for filled in caches for text in _failed(filled))]):
         say(f"note: {note}")
-    summary = summarise(study, split, settings)
-    keeper = Keeper(folder, split.validation, settings, describe(study, settings, machine, summary))
+    config = describe(study, settings, machine, summarise(study, split, settings))
+    keeper = Keeper(folder, split.validation, settings, config, keep_last)
     with _advice():
         _fit(network, caches, split, keeper, settings, machine, device, precision)
     keeper.finish()

@@ -17,7 +17,8 @@ from cov3d import Inference, Machine, NetSettings, Preprocessing, build, infer, 
 from cov3d.config import Reading
 from cov3d.errors import Cov3dError, ModelError, SettingError
 from cov3d.forms import write_dicom
-from cov3d.results.infer import find_models, summary
+from cov3d.results.infer import summary
+from cov3d.results.models import find_models
 
 COLUMNS = (
     *("scan", "path", "presence", "covid_probability", "severity", "mild", "moderate", "severe", "critical"),
@@ -328,7 +329,7 @@ def test_the_threshold_decides_the_word_and_not_the_probability(scans: Path, tmp
 def test_a_model_that_answers_no_number_fails_the_row(scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import importlib
 
-    room = importlib.import_module("cov3d.results.infer")  # cov3d.infer is the function
+    room = importlib.import_module("cov3d.results.models")
 
     def broken(file, device):
         model = load_model(file, device)

@@ -70,7 +70,7 @@ def test_the_studys_own_validation_scans_are_used_unless_a_fraction_is_asked_for
     assert {r.split for r in inner.rows} == {"train"}
     assert unused(both, inner) == [
         "5 scans are kept for tests",
-        "20 scans are the study's own validation scans, which --validation-fraction leaves alone",
+        "20 scans are the study's own validation scans, and are left alone",
     ]
 
 

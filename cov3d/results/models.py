@@ -1,0 +1,99 @@
+"""Which models answer: those of runs, of all folds of a cross-validation, or files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from cov3d.console import say
+from cov3d.errors import ModelError
+from cov3d.nets.model import Model, load_model
+from cov3d.runs import FINISHED, KEPT, PLAN, fold_folder
+
+
+def load_models(asked: Sequence[str | Path], device: torch.device, allow_missing: bool = False) -> list[Model]:
+    """The models that were asked for, in evaluation mode on ``device``.
+
+    Raises:
+        ModelError: one is missing or cannot be read, unless ``allow_missing``; or there is none.
+    """
+    models: list[Model] = []
+    files = find_models(asked, allow_missing)
+    for file in files:
+        try:
+            models.append(load_model(file, device))
+        except ModelError as error:
+            if not allow_missing or len(files) == 1:
+                raise
+            say(f"note: answering without a model: {error}")
+    if not models:
+        raise ModelError("none of the models can be read; train them again")
+    return models
+
+
+def find_models(asked: Sequence[str | Path], allow_missing: bool = False) -> list[Path]:
+    """Model files for what was asked: files themselves, the kept ones of runs; or of all finished runs under ``outputs/``.
+
+    Raises:
+        ModelError: nothing there, or a fold of a cross-validation is missing; and what to do.
+    """
+    if not asked:
+        check_folds(Path("outputs"), allow_missing)
+        found = [file for file in _kept(Path("outputs")) if _finished(file)]
+        if not found:
+            raise ModelError("there is no trained model under outputs/; run 'cov3d train', or name one with --model")
+        return found
+    files: list[Path] = []
+    for path in map(Path, asked):
+        if path.is_dir():
+            check_folds(path, allow_missing)
+        kept = _kept(path) if path.is_dir() else [path]
+        if not kept:
+            raise ModelError(f"{path}: holds no {' or '.join(KEPT)}; name a run's folder or a model file")
+        files += kept
+    return list({os.path.realpath(file): file for file in files}.values())
+
+
+def check_folds(folder: Path, allow_missing: bool) -> None:
+    """See that no cross-validation in a folder, or below it, has lost a fold: a mean over fewer models is another answer.
+
+    Raises:
+        ModelError: one has, and ``allow_missing`` does not let it pass.
+    """
+    missing = [fold for plan in sorted(folder.rglob(PLAN)) for fold in _missing(plan)]
+    for fold in missing:
+        if not allow_missing:
+            raise ModelError(
+                f"{fold}: this fold is missing or not trained to its end; train it (cov3d cross-validate --fold "
+                f"{fold.name.rpartition('-')[2]}), or say --allow-missing to answer without it"
+            )
+        say(f"note: answering without {fold}, which is missing or not trained to its end")
+
+
+def _missing(plan: Path) -> Iterator[Path]:
+    """Folds of a cross-validation without a finished run that keeps all its models."""
+    try:
+        content = json.loads(plan.read_text(encoding="utf-8"))
+        count, task = int(content["folds"]), content["task"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{plan}: is damaged; run cov3d cross-validate again") from error
+    wanted = [FINISHED, *(KEPT if task == "both" else (f"{task}.safetensors",))]
+    for fold in (fold_folder(plan.parent, number) for number in range(count)):
+        if not all((fold / name).is_file() for name in wanted):
+            yield fold
+
+
+def _kept(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*.safetensors") if file.name in KEPT)
+
+
+def _finished(file: Path) -> bool:
+    """Whether the run that wrote a model came to its end; if not, it is left out, and said."""
+    if (file.parent / FINISHED).exists():
+        return True
+    say(f"note: {file} is left out: its training has not finished; to use it all the same, name it with --model")
+    return False

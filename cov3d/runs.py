@@ -1,0 +1,20 @@
+"""What stands in a run's folder, and in a cross-validation's: names that training and inference agree on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CONFIG = "config.json"
+KEPT = ("presence.safetensors", "severity.safetensors")
+FINISHED = "metrics.json"  # the last thing that a run writes
+PREDICTIONS = "predictions.csv"
+RUN_FILES = (CONFIG, "history.csv", *KEPT, "last.safetensors", PREDICTIONS, FINISHED, "curves.png")
+
+PLAN = "cross-validation.json"  # in a cross-validation's folder, and nowhere else
+FOLDS = "folds.csv"
+OUT_OF_FOLD = "out-of-fold.csv"
+
+
+def fold_folder(folder: Path, number: int) -> Path:
+    """The run of a cross-validation's fold."""
+    return folder / f"fold-{number}"

@@ -1,0 +1,158 @@
+"""Train a network for each fold, and score every scan by the one that has not seen it: ``cov3d cross-validate``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cov3d.commit import commit_json
+from cov3d.config import Machine, RunSettings, recorded
+from cov3d.console import few, say
+from cov3d.errors import Cov3dError, SettingError
+from cov3d.metrics import score_presence, score_severity
+from cov3d.predictions import Prediction, read_predictions, write_predictions
+from cov3d.runs import CONFIG, FINISHED, FOLDS, OUT_OF_FOLD, PLAN, PREDICTIONS, fold_folder
+from cov3d.scans.study import Row, Study
+from cov3d.training.epochs import SELECTED, UNCHOSEN
+from cov3d.training.folds import Folds, deal
+from cov3d.training.train import Run, prepare_study, train_split
+
+
+def cross_validate(
+    study: Study,
+    settings: RunSettings | None = None,
+    machine: Machine | None = None,
+    folds: int = 5,
+    fold: int | None = None,
+    cache: str | Path = "cache",
+    output_dir: str | Path | None = None,
+    overwrite: bool = False,
+    collect_only: bool = False,
+) -> Run:
+    """Train every fold, or the one that is named, in a folder of its own; the last to finish scores all of them.
+
+    Each fold keeps its last epoch, unless ``--keep best``. Folds follow from the study and the seed, so that they can be
+    trained one by one, on several machines.
+
+    Raises:
+        SettingError: no such fold, or another cross-validation in its folder.
+        StudyError: a class with fewer patients than folds.
+        Cov3dError: nothing to collect yet.
+    """
+    settings, machine = settings or RunSettings(), machine or Machine()
+    if settings.training.keep == "auto":
+        settings = replace(settings, training=replace(settings.training, keep="last"))
+    if fold is not None and not 0 <= fold < folds:
+        raise SettingError(f"--fold {fold} is not one of 0 to {folds - 1}")
+    study = prepare_study(study, settings)
+    dealt = deal(study.rows, folds, settings.training.seed)
+    folder = Path(output_dir or f"outputs/{settings.task}")
+    _announce(dealt)
+    _plan(folder, dealt, study, settings, overwrite and fold is None and not collect_only)
+    failures: dict[str, str] = {}
+    for number in [] if collect_only else range(folds) if fold is None else [fold]:
+        if fold is None and not overwrite and (fold_folder(folder, number) / FINISHED).exists():
+            say(f"fold {number} is trained already")
+            continue
+        say(f"fold {number} of 0 to {folds - 1}")
+        run = train_split(study, dealt.split(number), settings, machine, cache, fold_folder(folder, number), overwrite)
+        failures |= run.failures
+    missing = [number for number in range(folds) if not (fold_folder(folder, number) / FINISHED).exists()]
+    if not missing:
+        collect(folder, dealt)
+    elif collect_only:
+        raise Cov3dError(f"{folder}: not trained yet: {few([f'fold {number}' for number in missing])}")
+    return Run(folder, failures)
+
+
+def collect(folder: Path, folds: Folds) -> dict[str, Any]:
+    """Pool the folds' answers: write ``out-of-fold.csv`` and ``metrics.json``, and say the scores.
+
+    Raises:
+        Cov3dError: a fold's predictions are of other scans than it holds out.
+    """
+    answers: dict[str, Prediction] = {}
+    for number in range(folds.count):
+        path = fold_folder(folder, number) / PREDICTIONS
+        held = {row.scan for row in folds.split(number).validation}
+        found = {prediction.scan: prediction for prediction in read_predictions(path)}
+        if not found.keys() <= held:
+            raise Cov3dError(f"{path}: holds scans that fold {number} does not hold out; train it again")
+        answers |= found
+    rows = [row for row in folds.rows if row.scan in answers]
+    write_predictions(folder / OUT_OF_FOLD, [answers[row.scan] for row in rows])
+    notes = {
+        json.loads((fold_folder(folder, k) / FINISHED).read_text(encoding="utf-8"))["note"] for k in range(folds.count)
+    }
+    scores = {task: _scores(task, rows, answers, folds) for task in ("presence", "severity")}
+    metrics = {
+        **scores,
+        "scans": len(rows),
+        "lost": sorted({row.scan for row in folds.rows} - answers.keys()),
+        "note": SELECTED if SELECTED in notes else UNCHOSEN,
+    }
+    commit_json(folder / FINISHED, metrics)
+    for task in ("presence", "severity"):
+        say(_sentence(task, scores[task]))
+    say(f"note: {metrics['note']}")
+    return metrics
+
+
+def _scores(task: str, rows: Sequence[Row], answers: dict[str, Prediction], folds: Folds) -> dict[str, Any]:
+    """Scores of the pooled answers of a task, and macro F1 of each fold with mean and standard deviation."""
+    pooled = _score(task, rows, answers)
+    numbers = dict(zip((row.scan for row in folds.rows), folds.numbers, strict=True))
+    each = [
+        _score(task, [row for row in rows if numbers[row.scan] == fold], answers)["macro_f1"]
+        for fold in range(folds.count)
+    ]
+    known = [f1 for f1 in each if f1 is not None]
+    spread = float(np.std(known, ddof=1)) if len(known) > 1 else None
+    return {**pooled, "folds": each, "mean": float(np.mean(known)) if known else None, "sd": spread}
+
+
+def _score(task: str, rows: Sequence[Row], answers: dict[str, Prediction]) -> dict[str, Any]:
+    if task == "presence":
+        return score_presence(np.array([row.presence for row in rows]), np.array([answers[r.scan].covid for r in rows]))
+    severity = np.array([answers[row.scan].severity for row in rows]).reshape(-1, 4)
+    return score_severity(np.array([row.severity for row in rows]), severity)
+
+
+def _sentence(task: str, scores: dict[str, Any]) -> str:
+    if scores["macro_f1"] is None:
+        return f"{task}: no scan has a label"
+    spread = f"; over folds {scores['mean']:.4f} ± {scores['sd']:.4f}" if scores["sd"] is not None else ""
+    return f"{task}: macro F1 {scores['macro_f1']:.4f} of {scores['n']} scans out of fold{spread}"
+
+
+def _announce(folds: Folds) -> None:
+    for row in folds.table():
+        say(", ".join(f"{name} {value}" for name, value in row.items()))
+
+
+def _plan(folder: Path, folds: Folds, study: Study, settings: RunSettings, overwrite: bool) -> None:
+    """Write what is cross-validated, or see that it is the same that stands there.
+
+    Raises:
+        SettingError: it is another.
+    """
+    plan = {"folds": folds.count, "task": settings.task, "study": study.fingerprint, "settings": recorded(settings)}
+    path = folder / PLAN
+    if (folder / CONFIG).exists():
+        raise SettingError(f"{folder} holds a run of cov3d train; name another --output-dir")
+    if path.exists() and not overwrite:
+        if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(plan)):
+            raise SettingError(
+                f"{folder} holds a cross-validation of another study or other settings; say --overwrite, or another "
+                "--output-dir"
+            )
+        return
+    for stale in folder.glob(f"fold-*/{FINISHED}"):  # of what is overwritten
+        stale.unlink()
+    commit_json(path, plan)
+    folds.write(folder / FOLDS)

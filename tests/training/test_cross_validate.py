@@ -1,0 +1,188 @@
+"""Cross-validation: each fold a run of its own, every scan answered by the one that has not seen it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_study
+from sklearn.metrics import f1_score
+
+from cov3d import (
+    Inference,
+    Machine,
+    NetSettings,
+    Preprocessing,
+    RunSettings,
+    Training,
+    cross_validate,
+    infer,
+    load_model,
+    read_study,
+    train,
+)
+from cov3d.errors import Cov3dError, ModelError, SettingError
+from cov3d.results.models import find_models, load_models
+from cov3d.scans.study import Study
+
+SETTINGS = RunSettings(
+    task="presence",
+    preprocessing=Preprocessing(width=32),
+    net=NetSettings(base_width=4, dropout=0.0, penultimate=8),
+    training=Training(epochs=2, batch_size=4, learning_rate=1e-3),
+)
+ONE = Machine(workers=1, device="cpu")
+NO_VIEWS, ALLOWED = Inference(tta=False), Inference(allow_missing=True)
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Study:
+    """Sixteen scans of two classes."""
+    study = read_study(make_study(tmp_path / "study", per_class=4))
+    return replace(study, rows=tuple(replace(row, split="", severity=-1) for row in study.rows))
+
+
+def validated(study: Study, root: Path, settings: RunSettings = SETTINGS, **values) -> Path:
+    return cross_validate(study, settings, ONE, 2, cache=root / "cache", output_dir=root / "cv", **values).folder
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_out_of_fold_answers_are_those_of_the_last_epoch_of_the_fold_that_held_them_out(
+    labelled: Study, tmp_path: Path
+):
+    folder = validated(labelled, tmp_path)
+    held = {line["scan"]: int(line["fold"]) for line in table(folder / "folds.csv")}
+    answers = {line["scan"]: float(line["covid_probability"]) for line in table(folder / "out-of-fold.csv")}
+    assert held.keys() == answers.keys() == {row.scan for row in labelled.rows}
+    for fold in (0, 1):
+        model = load_model(folder / f"fold-{fold}" / "presence.safetensors")
+        assert model.training["epoch"] == 2
+        rows = [row for row in labelled.rows if held[row.scan] == fold]
+        paths = [row.path for row in rows]
+        own = infer(paths, [folder / f"fold-{fold}"], tmp_path / f"{fold}.csv", machine=ONE, inference=NO_VIEWS)
+        found = {Path(answer.path).resolve(): answer.covid for answer in own}
+        for row in rows:
+            assert found[row.path.resolve()] == pytest.approx(answers[row.scan], abs=1e-5)
+
+
+def test_the_pooled_score_is_scikit_learns_and_its_spread_that_of_the_folds(labelled: Study, tmp_path: Path):
+    folder = validated(labelled, tmp_path)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    truth = {row.scan: row.presence for row in labelled.rows}
+    lines = table(folder / "out-of-fold.csv")
+    called = [float(line["covid_probability"]) >= 0.5 for line in lines]
+    expected = f1_score([truth[line["scan"]] for line in lines], called, average="macro")
+    assert metrics["presence"]["macro_f1"] == pytest.approx(expected)
+    folds = [json.loads((folder / f"fold-{k}" / "metrics.json").read_text())["presence"]["macro_f1"] for k in (0, 1)]
+    assert metrics["presence"]["folds"] == pytest.approx(folds)
+    assert metrics["presence"]["mean"] == pytest.approx(np.mean(folds))
+    assert metrics["presence"]["sd"] == pytest.approx(np.std(folds, ddof=1))
+    assert "did not choose" in metrics["note"] and metrics["lost"] == []
+
+
+def test_where_the_best_epoch_is_kept_it_is_said(labelled: Study, tmp_path: Path):
+    best = replace(SETTINGS, training=replace(SETTINGS.training, keep="best"))
+    metrics = json.loads((validated(labelled, tmp_path, best) / "metrics.json").read_text())
+    assert "also chose the epoch" in metrics["note"]
+
+
+def test_folds_trained_one_by_one_are_the_same_and_the_last_to_finish_collects(labelled: Study, tmp_path: Path):
+    whole = validated(labelled, tmp_path / "whole")
+    with pytest.raises(Cov3dError, match="not trained yet: fold 0, fold 1"):
+        validated(labelled, tmp_path, collect_only=True)
+    for fold in (1, 0):
+        assert not (tmp_path / "cv" / "metrics.json").exists()
+        parts = validated(labelled, tmp_path, fold=fold)
+    assert (parts / "out-of-fold.csv").read_text() == (whole / "out-of-fold.csv").read_text()
+    for fold in (0, 1):
+        nets = [load_model(folder / f"fold-{fold}" / "last.safetensors").net.state_dict() for folder in (whole, parts)]
+        assert all(torch.equal(a, b) for a, b in zip(nets[0].values(), nets[1].values(), strict=True))
+
+
+def test_run_again_it_trains_only_what_is_missing(labelled: Study, tmp_path: Path):
+    folder = validated(labelled, tmp_path)
+    before = (folder / "fold-0" / "config.json").stat().st_mtime_ns
+    (folder / "fold-1" / "metrics.json").unlink()
+    (folder / "fold-1" / "config.json").unlink()
+    for file in (folder / "fold-1").iterdir():
+        file.unlink()
+    validated(labelled, tmp_path)
+    assert (folder / "fold-0" / "config.json").stat().st_mtime_ns == before
+    assert (folder / "fold-1" / "metrics.json").exists()
+
+
+def test_another_study_or_setting_does_not_go_into_the_same_folder(labelled: Study, tmp_path: Path):
+    validated(labelled, tmp_path, fold=0)
+    other = replace(SETTINGS, training=replace(SETTINGS.training, epochs=3))
+    with pytest.raises(SettingError, match="another study or other settings"):
+        validated(labelled, tmp_path, other, fold=1)
+    with pytest.raises(SettingError, match="--fold 2 is not one of 0 to 1"):
+        validated(labelled, tmp_path, fold=2)
+
+
+def test_a_run_and_a_cross_validation_do_not_share_a_folder(labelled: Study, tmp_path: Path):
+    train(labelled, SETTINGS, ONE, tmp_path / "cache", tmp_path / "cv")
+    with pytest.raises(SettingError, match="holds a run of cov3d train"):
+        validated(labelled, tmp_path)
+
+
+# Answers of all folds
+
+
+def test_all_folds_answer_and_a_lost_one_is_an_error_that_names_it(labelled: Study, tmp_path: Path):
+    folder = validated(labelled, tmp_path)
+    path = labelled.rows[0].path
+    together = infer([path], [folder], tmp_path / "p.csv", machine=ONE)[0]
+    alone = [infer([path], [folder / f"fold-{k}"], tmp_path / f"{k}.csv", machine=ONE)[0] for k in (0, 1)]
+    assert together.models == 2
+    assert together.covid == pytest.approx(np.mean([answer.covid for answer in alone]), abs=1e-6)
+    (folder / "fold-1" / "presence.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"fold-1: this fold is missing .* --fold 1\), or say --allow-missing"):
+        infer([path], [folder], tmp_path / "q.csv", machine=ONE)
+    with_one = infer([path], [folder], tmp_path / "q.csv", machine=ONE, inference=ALLOWED)[0]
+    assert with_one.models == 1 and with_one.covid == pytest.approx(alone[0].covid)
+
+
+def test_a_fold_that_cannot_be_read_is_an_error_too(labelled: Study, tmp_path: Path):
+    folder = validated(labelled, tmp_path)
+    file = folder / "fold-0" / "presence.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="fold-0"):
+        load_models([folder], torch.device("cpu"))
+    assert len(load_models([folder], torch.device("cpu"), allow_missing=True)) == 1
+
+
+def test_without_a_name_an_unfinished_cross_validation_is_an_error(
+    labelled: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    cross_validate(labelled, SETTINGS, ONE, 2, fold=0, cache="cache")
+    with pytest.raises(ModelError, match="outputs/presence/fold-1: this fold is missing"):
+        find_models([])
+    assert [file.as_posix() for file in find_models([], allow_missing=True)] == [
+        "outputs/presence/fold-0/presence.safetensors"
+    ]
+
+
+# All data
+
+
+def test_all_data_trains_on_every_labelled_scan_and_scores_nothing(labelled: Study, tmp_path: Path):
+    rows = [replace(row, split="validation" if k % 4 == 0 else "") for k, row in enumerate(labelled.rows)]
+    study = replace(labelled, rows=tuple(rows))
+    run = train(study, SETTINGS, ONE, tmp_path / "cache", tmp_path / "run", all_data=True).folder
+    model = load_model(run / "presence.safetensors")
+    assert (model.training["train_scans"], model.training["validation_scans"]) == (16, 0)
+    assert model.training["epoch"] == 2
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["presence"]["macro_f1"] is None and "there is no score" in metrics["note"]
+    assert table(run / "predictions.csv") == []
