@@ -46,6 +46,9 @@ StudyArgument = Annotated[
 CacheOption = Annotated[Path, typer.Option(help="Folder of the tensor caches.")]
 TaskOption = Annotated[Task, typer.Option(help="What the model is kept for; it gives both answers.")]
 OutputDirOption = Annotated[Path | None, typer.Option(help="The run's folder.", show_default="outputs/TASK")]
+RecipeOption = Annotated[
+    str | None, typer.Option(help="Published settings by name ('cov3d recipes'); what you say besides overrides them.")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote.")]
 
 
@@ -207,6 +210,7 @@ def train(
     reading: Reading,
     machine: Machine,
     study: StudyArgument = Path(),
+    recipe: RecipeOption = None,
     task: TaskOption = "both",
     cache: CacheOption = Path("cache"),
     output_dir: OutputDirOption = None,
@@ -236,6 +240,7 @@ def cross_validate(
     reading: Reading,
     machine: Machine,
     study: StudyArgument = Path(),
+    recipe: RecipeOption = None,
     task: TaskOption = "both",
     folds: Annotated[int, typer.Option(help="How many folds.", min=2, max=100)] = 5,
     fold: Annotated[int | None, typer.Option(help="Train this one only, from 0.", min=0)] = None,
@@ -254,6 +259,15 @@ def cross_validate(
     )
     show(str(run.folder))
     return _list_failures(run.failures)
+
+
+@command()
+def recipes(messages: Messages) -> None:
+    """List the published settings, by name, with their published macro F1."""
+    from cov3d.recipes import RECIPES, describe
+
+    for recipe in RECIPES.values():
+        show(describe(recipe))
 
 
 @command()

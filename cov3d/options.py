@@ -1,7 +1,7 @@
 """Settings groups become command-line options: one field, one option, one help text.
 
 A command takes whole groups (``def train(study, training: Training, net: NetSettings)``); :func:`expand` gives Typer a
-function that takes their fields one by one.
+function that takes their fields one by one. Where a command takes a ``recipe``, its options stand in for those not given.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from dataclasses import Field, fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
 import typer
+
+from cov3d.errors import SettingError
+from cov3d.recipes import find_recipe
 
 
 def expand(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,8 +32,13 @@ def expand(command: Callable[..., Any]) -> Callable[..., Any]:
             kind = inspect.Parameter.KEYWORD_ONLY
             parameters.append(inspect.Parameter(parameter.name, kind, default=parameter.default, annotation=hint))
 
+    if "recipe" in hints:
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter("context", kind, annotation=typer.Context))
+
     @functools.wraps(command)
     def expanded(**values: Any) -> Any:
+        values = with_recipe(values)
         built = {name: group(**{f.name: values.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
         return command(**values, **built)
 
@@ -38,6 +46,30 @@ def expand(command: Callable[..., Any]) -> Callable[..., Any]:
     expanded.__annotations__ = {p.name: p.annotation for p in parameters}
     del expanded.__wrapped__  # else Typer would look through to the groups
     return expanded
+
+
+def with_recipe(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a command's options, a recipe's in place of those that nobody gave; without Typer's context.
+
+    Raises:
+        SettingError: there is no such recipe, or it begins with weights that nobody named.
+    """
+    context, name = values.pop("context", None), values.get("recipe")
+    if context is None or name is None:
+        return values
+    recipe = find_recipe(name)
+    given = {option for option in values if _source(context, option) != "DEFAULT"}
+    if recipe.weights and "weights" not in given:
+        raise SettingError(
+            f"--recipe {name} begins with {recipe.weights}; say --weights FILE, or --weights none --inflate none"
+        )
+    return {**values, **{option: value for option, value in recipe.options.items() if option not in given}}
+
+
+def _source(context: typer.Context, option: str) -> str:
+    """Where an option's value comes from: DEFAULT, COMMANDLINE, …"""
+    source = context.get_parameter_source(option)
+    return source.name if source else "DEFAULT"
 
 
 def _parameter(group: type, f: Field) -> inspect.Parameter:

@@ -17,7 +17,18 @@ from typer.testing import CliRunner
 
 from cov3d.cli import _guarded, app
 
-COMMANDS = ("demo", "phantom", "check", "preprocess", "train", "cross-validate", "show-batch", "infer", "evaluate")
+COMMANDS = (
+    "demo",
+    "phantom",
+    "check",
+    "preprocess",
+    "train",
+    "cross-validate",
+    "recipes",
+    "show-batch",
+    "infer",
+    "evaluate",
+)
 TINY = (
     *("--width", 32, "--base-width", 4, "--penultimate", 8),
     *("--epochs", 1, "--batch-size", 4, "--workers", 1, "--device", "cpu"),
