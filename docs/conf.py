@@ -56,6 +56,8 @@ def command_section(name: str, command: Any, spelled: dict[str, list[str]]) -> l
     usage: list[str] = []
     groups: dict[str, list[str]] = defaultdict(list, {"Arguments": [], OWN: []})
     for parameter in inspect.signature(command).parameters.values():
+        if parameter.annotation is typer.Context:
+            continue
         hint, declared = get_args(parameter.annotation)[:2]
         if declared.hidden:
             continue
