@@ -5,7 +5,8 @@
 Needs a CUDA GPU, and of packages what ``cov3d train`` needs. It checks that a model trained on the GPU answers alike on
 the CPU, that it is saved and loaded from either, that half precision and ``--accumulate`` work; then it times training
 steps of the ResNet-18 and prints seconds, scans a second and peak memory beside the floor that the GPU's own matrix
-products set. Without a GPU it says so and does nothing.
+products set; then those of the ConvNeXt-tiny, in both memory formats, with and without checkpointing, and which share of a
+step its augmentation takes. Without a GPU it says so and does nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 import torch
 
 from cov3d import (
+    Augmentation,
     Machine,
     NetSettings,
     Preprocessing,
@@ -32,6 +34,7 @@ from cov3d import (
 from cov3d.errors import SettingError
 from cov3d.nets.inputs import as_input
 from cov3d.phantom import write_study
+from cov3d.training.augment import augment
 
 # Training FLOPs of one scan through r3d_18 (three times forward), and the (D, W) they are for.
 SIZES = {(64, 128): 1.24e12, (128, 256): 9.9e12, (160, 320): 19.4e12}
@@ -54,6 +57,7 @@ def main() -> None:
         for batch in BATCHES:
             for dtype in (torch.float32, torch.bfloat16):
                 print_step(depth, width, batch, dtype, flops * batch / ceiling)
+    print_convnext()
 
 
 def check_answers() -> None:
@@ -113,15 +117,46 @@ def print_step(depth: int, width: int, batch: int, dtype: torch.dtype, floor: fl
     )
 
 
-def training_step(depth: int, width: int, batch: int, dtype: torch.dtype):
+def print_convnext(depth: int = 112, width: int = 224, batch: int = 4) -> None:
+    """Time the ConvNeXt-tiny's training step, and the augmentation of its batch, at the published probabilities and at 1."""
+    steps = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        for memory in (torch.contiguous_format, torch.channels_last_3d):
+            for checkpointing in (False, True):
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+                step = training_step(depth, width, batch, dtype, "convnext-tiny", memory, checkpointing)
+                steps[dtype, memory, checkpointing] = seconds = timed(step)
+                peak = torch.cuda.max_memory_allocated() / 1e9
+                print(f"convnext-tiny {dtype}, {memory}, checkpointing {checkpointing}: {seconds:.3f} s, {peak:.1f} GB")
+    fastest = min(steps.values())
+    scans = torch.randint(0, 256, (batch, 1, depth, width, width), dtype=torch.uint8, device="cuda")
+    generator = torch.Generator().manual_seed(0)
+    published = Augmentation().numbers("convnext")
+    everything = published._replace(**dict.fromkeys(published._fields[1:9], 1.0))
+    for name, numbers in (("published", published), ("every step every time", everything)):
+        seconds = timed(lambda numbers=numbers: augment(scans, numbers, generator))
+        print(f"augmentation, {name}: {1000 * seconds:.1f} ms, {seconds / fastest:.1%} of the fastest step")
+
+
+def training_step(
+    depth: int,
+    width: int,
+    batch: int,
+    dtype: torch.dtype,
+    architecture: str = "resnet18",
+    memory: torch.memory_format = torch.contiguous_format,
+    checkpointing: bool = False,
+):
     """A function that does one step on random scans."""
-    net = build(NetSettings()).cuda().train()
+    net = build(NetSettings(architecture)).cuda().train().to(memory_format=memory)
+    net.checkpointing = checkpointing
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-4)
     scans = torch.randint(0, 256, (batch, 1, depth, width, width), dtype=torch.uint8, device="cuda")
 
     def step() -> None:
         with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
-            loss = net(as_input(scans)).float().square().mean()
+            loss = net(as_input(scans).contiguous(memory_format=memory)).float().square().mean()
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
