@@ -37,6 +37,7 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
+        gradient = gradient.to(weight.dtype)  # under autocast it comes in half precision
         of_x = _convolve(gradient, weight.flip(2, 3, 4)) if ctx.needs_input_grad[0] else None
         of_weight = correlate(x, gradient, weight.shape[2:]) if ctx.needs_input_grad[1] else None
         return of_x, of_weight

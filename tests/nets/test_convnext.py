@@ -157,3 +157,17 @@ def test_the_depthwise_gradients_are_torchs(shape: tuple[int, ...]):
     F.conv3d(x, layer.weight, layer.bias, padding=3, groups=shape[1]).backward(gradient)
     for a, b in zip(ours, [x.grad, layer.weight.grad, layer.bias.grad], strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)  # FFTs are taken in single precision
+
+
+def test_the_depthwise_gradients_are_right_in_half_precision_too():
+    torch.manual_seed(0)
+    layer = Depthwise(3, 7)
+    x = torch.randn(2, 3, 6, 6, 6, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x).square().sum().backward()
+    half = [x.grad.clone(), layer.weight.grad.clone()]
+    x.grad = None
+    layer.zero_grad()
+    layer(x).square().sum().backward()
+    for a, b in zip(half, [x.grad, layer.weight.grad], strict=True):
+        assert (a - b).norm() < 0.02 * b.norm()
