@@ -336,9 +336,9 @@ class Augmentation:
         if self.crop_from is None:
             return preprocessing
         depth, _, width = preprocessing.shape
-        if self.crop_from < width:
+        if self.crop_from <= width:
             raise SettingError(
-                f"--crop-from {self.crop_from} is less than --width {width}, which is cropped from it; "
+                f"--crop-from {self.crop_from} is not above --width {width}, which is cropped from it; "
                 f"choose {round(width * 8 / 7)}, as published 256 for 224, or leave it"
             )
         return replace(preprocessing, width=self.crop_from, depth=round(depth * self.crop_from / width))

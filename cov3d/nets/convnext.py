@@ -36,6 +36,9 @@ BLOCKS = {
     "convnext-small": (3, 3, 27, 3),
     "convnext-base": (3, 3, 27, 3),
 }
+# Grey levels of ImageNet, over its three colours: what 2D weights were trained on. Without the mean taken away, the LayerNorm
+# after the stem would leave nothing of how bright an even patch is, and the network learns nothing from scans.
+MEAN, DEVIATION = 0.449, 0.226
 EPSILON = 1e-6  # of every LayerNorm
 LAYER_SCALE = 1e-6  # where it begins
 
@@ -90,6 +93,7 @@ class ConvNeXt(nn.Module):
         if min(x.shape[2:]) < LEAST_SIDE:
             sides = "×".join(map(str, x.shape[2:]))
             raise SettingError(f"a ConvNeXt needs sides of at least {LEAST_SIDE} voxels, got {sides}; raise --width")
+        x = (padded(x, 4) - MEAN) / DEVIATION  # air, not the mean, at the far end
         for shrink, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = shrink(x)  # the stem a quarter of D, H and W, the others half of each
             for block in stage.children():
@@ -123,8 +127,7 @@ class Patches(nn.Conv3d):
         super().__init__(inputs, outputs, side, stride=side)
 
     def forward(self, x: Tensor) -> Tensor:
-        d, h, w = (-n % self.stride[0] for n in x.shape[2:])
-        return super().forward(F.pad(x, (0, w, 0, h, 0, d)) if d or h or w else x)
+        return super().forward(padded(x, self.stride[0]))
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -146,6 +149,12 @@ class DropPath(nn.Module):
             return x
         kept = torch.rand(len(x), 1, 1, 1, 1, device=x.device, dtype=x.dtype) >= self.rate
         return x * kept / (1 - self.rate)
+
+
+def padded(x: Tensor, side: int) -> Tensor:
+    """``(B, C, D, H, W)`` with zeros at the far ends, until ``side`` divides D, H and W."""
+    d, h, w = (-n % side for n in x.shape[2:])
+    return F.pad(x, (0, w, 0, h, 0, d)) if d or h or w else x
 
 
 def initialise(module: nn.Module) -> None:

@@ -42,27 +42,25 @@ def find_models(asked: Sequence[str | Path], allow_missing: bool = False) -> lis
         ModelError: nothing there, or a fold of a cross-validation is missing; and what to do.
     """
     if not asked:
-        check_folds(Path("outputs"), allow_missing)
-        found = [file for file in _kept(Path("outputs")) if _finished(file)]
+        found = [file for file in _kept(Path("outputs"), allow_missing) if _finished(file)]
         if not found:
             raise ModelError("there is no trained model under outputs/; run 'cov3d train', or name one with --model")
         return found
     files: list[Path] = []
     for path in map(Path, asked):
-        if path.is_dir():
-            check_folds(path, allow_missing)
-        kept = _kept(path) if path.is_dir() else [path]
+        kept = _kept(path, allow_missing) if path.is_dir() else [path]
         if not kept:
             raise ModelError(f"{path}: holds no {' or '.join(KEPT)}; name a run's folder or a model file")
         files += kept
     return list({os.path.realpath(file): file for file in files}.values())
 
 
-def check_folds(folder: Path, allow_missing: bool) -> None:
-    """See that no cross-validation in a folder, or below it, has lost a fold: a mean over fewer models is another answer.
+def _kept(folder: Path, allow_missing: bool) -> list[Path]:
+    """The kept models in a folder and below it, without those of folds that are not finished.
 
     Raises:
-        ModelError: one has, and ``allow_missing`` does not let it pass.
+        ModelError: a cross-validation has lost a fold, and ``allow_missing`` does not let it pass: a mean over fewer models
+            is another answer.
     """
     missing = [fold for plan in sorted(folder.rglob(PLAN)) for fold in _missing(plan)]
     for fold in missing:
@@ -72,6 +70,8 @@ def check_folds(folder: Path, allow_missing: bool) -> None:
                 f"{fold.name.rpartition('-')[2]}), or say --allow-missing to answer without it"
             )
         say(f"note: answering without {fold}, which is missing or not trained to its end")
+    files = sorted(file for file in folder.rglob("*.safetensors") if file.name in KEPT)
+    return [file for file in files if file.parent not in missing]
 
 
 def _missing(plan: Path) -> Iterator[Path]:
@@ -85,10 +85,6 @@ def _missing(plan: Path) -> Iterator[Path]:
     for fold in (fold_folder(plan.parent, number) for number in range(count)):
         if not all((fold / name).is_file() for name in wanted):
             yield fold
-
-
-def _kept(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*.safetensors") if file.name in KEPT)
 
 
 def _finished(file: Path) -> bool:

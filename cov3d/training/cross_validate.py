@@ -16,11 +16,13 @@ from cov3d.console import few, say
 from cov3d.errors import Cov3dError, SettingError
 from cov3d.metrics import score_presence, score_severity
 from cov3d.predictions import Prediction, read_predictions, write_predictions
-from cov3d.runs import CONFIG, FINISHED, FOLDS, OUT_OF_FOLD, PLAN, PREDICTIONS, fold_folder
+from cov3d.runs import CONFIG, FINISHED, FOLDS, OUT_OF_FOLD, PLAN, PREDICTIONS, RUN_FILES, fold_folder
 from cov3d.scans.study import Row, Study
 from cov3d.training.epochs import SELECTED, UNCHOSEN
 from cov3d.training.folds import Folds, deal
 from cov3d.training.train import Run, prepare_study, train_split
+
+LOST = "could not be read when its fold was trained; see failures.csv in the cache"
 
 
 def cross_validate(
@@ -47,8 +49,7 @@ def cross_validate(
     settings, machine = settings or RunSettings(), machine or Machine()
     if settings.training.keep == "auto":
         settings = replace(settings, training=replace(settings.training, keep="last"))
-    if fold is not None and not 0 <= fold < folds:
-        raise SettingError(f"--fold {fold} is not one of 0 to {folds - 1}")
+    _check(settings, folds, fold)
     study = prepare_study(study, settings)
     dealt = deal(study.rows, folds, settings.training.seed)
     folder = Path(output_dir or f"outputs/{settings.task}")
@@ -56,22 +57,36 @@ def cross_validate(
     _plan(folder, dealt, study, settings, overwrite and fold is None and not collect_only)
     failures: dict[str, str] = {}
     for number in [] if collect_only else range(folds) if fold is None else [fold]:
-        if fold is None and not overwrite and (fold_folder(folder, number) / FINISHED).exists():
+        finished = _is_finished(folder, number)
+        if fold is None and finished:
             say(f"fold {number} is trained already")
             continue
         say(f"fold {number} of 0 to {folds - 1}")
-        run = train_split(study, dealt.split(number), settings, machine, cache, fold_folder(folder, number), overwrite)
+        own = fold_folder(folder, number)  # what was stopped in the middle begins anew
+        run = train_split(study, dealt.split(number), settings, machine, cache, own, overwrite or not finished)
         failures |= run.failures
-    missing = [number for number in range(folds) if not (fold_folder(folder, number) / FINISHED).exists()]
+    missing = [number for number in range(folds) if not _is_finished(folder, number)]
     if not missing:
-        collect(folder, dealt)
+        failures |= collect(folder, dealt, settings)
     elif collect_only:
         raise Cov3dError(f"{folder}: not trained yet: {few([f'fold {number}' for number in missing])}")
     return Run(folder, failures)
 
 
-def collect(folder: Path, folds: Folds) -> dict[str, Any]:
-    """Pool the folds' answers: write ``out-of-fold.csv`` and ``metrics.json``, and say the scores.
+def _check(settings: RunSettings, folds: int, fold: int | None) -> None:
+    """Raise a SettingError for what says nothing here."""
+    if fold is not None and not 0 <= fold < folds:
+        raise SettingError(f"--fold {fold} is not one of 0 to {folds - 1}")
+    if settings.training.validation_fraction is not None:
+        raise SettingError("--validation-fraction says nothing here: each fold holds its own scans out; leave it out")
+
+
+def _is_finished(folder: Path, number: int) -> bool:
+    return (fold_folder(folder, number) / FINISHED).exists()
+
+
+def collect(folder: Path, folds: Folds, settings: RunSettings) -> dict[str, str]:
+    """Pool the folds' answers: write ``out-of-fold.csv`` and ``metrics.json``, say the scores, return the scans without one.
 
     Raises:
         Cov3dError: a fold's predictions are of other scans than it holds out.
@@ -85,22 +100,25 @@ def collect(folder: Path, folds: Folds) -> dict[str, Any]:
             raise Cov3dError(f"{path}: holds scans that fold {number} does not hold out; train it again")
         answers |= found
     rows = [row for row in folds.rows if row.scan in answers]
-    write_predictions(folder / OUT_OF_FOLD, [answers[row.scan] for row in rows])
+    lost = {row.scan: LOST for row in folds.rows if row.scan not in answers}
+    failed = [Prediction(scan, scan, error=cause) for scan, cause in lost.items()]
+    write_predictions(folder / OUT_OF_FOLD, [*(answers[row.scan] for row in rows), *failed])
     notes = {
         json.loads((fold_folder(folder, k) / FINISHED).read_text(encoding="utf-8"))["note"] for k in range(folds.count)
     }
-    scores = {task: _scores(task, rows, answers, folds) for task in ("presence", "severity")}
+    learnt = [task for task, factor in (("presence", 1.0), ("severity", 0.0)) if settings.severity_factor != factor]
+    scores = {task: _scores(task, rows, answers, folds) for task in learnt}
     metrics = {
         **scores,
         "scans": len(rows),
-        "lost": sorted({row.scan for row in folds.rows} - answers.keys()),
+        "lost": sorted(lost),
         "note": SELECTED if SELECTED in notes else UNCHOSEN,
     }
     commit_json(folder / FINISHED, metrics)
-    for task in ("presence", "severity"):
+    for task in learnt:
         say(_sentence(task, scores[task]))
     say(f"note: {metrics['note']}")
-    return metrics
+    return lost
 
 
 def _scores(task: str, rows: Sequence[Row], answers: dict[str, Prediction], folds: Folds) -> dict[str, Any]:
@@ -145,14 +163,23 @@ def _plan(folder: Path, folds: Folds, study: Study, settings: RunSettings, overw
     path = folder / PLAN
     if (folder / CONFIG).exists():
         raise SettingError(f"{folder} holds a run of cov3d train; name another --output-dir")
-    if path.exists() and not overwrite:
-        if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(plan)):
-            raise SettingError(
-                f"{folder} holds a cross-validation of another study or other settings; say --overwrite, or another "
-                "--output-dir"
-            )
-        return
-    for stale in folder.glob(f"fold-*/{FINISHED}"):  # of what is overwritten
-        stale.unlink()
-    commit_json(path, plan)
+    if overwrite:
+        _clear(folder)
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(plan)):
+        raise SettingError(
+            f"{folder} holds a cross-validation of another study or other settings; say --overwrite without --fold, or "
+            "another --output-dir"
+        )
+    if not path.exists() and any(folder.glob(f"fold-*/{CONFIG}")):
+        raise SettingError(f"{folder} holds folds of nobody knows what: {PLAN} is gone; say --overwrite without --fold")
     folds.write(folder / FOLDS)
+    commit_json(path, plan)
+
+
+def _clear(folder: Path) -> None:
+    """Take an earlier cross-validation away, its scores first: nothing of it may stand beside another."""
+    for name in (FINISHED, OUT_OF_FOLD, PLAN):
+        (folder / name).unlink(missing_ok=True)
+    for fold in folder.glob("fold-*"):
+        for name in (FINISHED, *RUN_FILES):
+            (fold / name).unlink(missing_ok=True)

@@ -148,8 +148,8 @@ class Keeper:
             ],
         )
         kept = {task: {"epoch": best["epoch"], **best["scores"]} for task, best in self.best.items()}
-        commit_json(self.folder / FINISHED, {**kept, "note": self.note})
         draw_curves(self.folder / "curves.png", self.history, {task: best["epoch"] for task, best in kept.items()})
+        commit_json(self.folder / FINISHED, {**kept, "note": self.note})
         for task, best in kept.items():
             say(f"{self.word} {task} macro F1 {_four(best['macro_f1'])} in epoch {best['epoch']}")
         say(f"note: {self.note}")

@@ -14,7 +14,7 @@ from cov3d.errors import Cov3dError, StudyError
 from cov3d.labels import PRESENCE, SEVERITY, UNKNOWN
 from cov3d.scans.study import TRAIN, Row
 from cov3d.tables import write_table
-from cov3d.training.split import Split
+from cov3d.training.split import Split, check_patients
 
 CLASSES = (PRESENCE[0], *SEVERITY, "covid, ungraded")
 
@@ -57,9 +57,12 @@ def deal(rows: Sequence[Row], count: int, seed: int) -> Folds:
     Validation and test scans of the study stay unseen.
 
     Raises:
-        StudyError: a class has fewer scans, or its scans fewer patients, than there are folds.
+        StudyError: a class has fewer scans, or its scans fewer patients, than there are folds; or a patient has scans both
+            here and among those that stay unseen.
     """
+    unseen = [row for row in rows if row.split not in (TRAIN, "")]
     rows = tuple(row for row in rows if row.presence != UNKNOWN and row.split in (TRAIN, ""))
+    check_patients(rows, unseen)
     classes = np.array([class_of(row) for row in rows])
     patients = np.array([f"patient {row.patient}" if row.patient else f"scan {row.scan}" for row in rows])
     for name in dict.fromkeys(classes.tolist()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.training import GradientClip
 from fastai.learner import Learner, TrainEvalCallback
-from fastai.optimizer import Adam
+from fastai.optimizer import Adam, Optimizer
 
 from cov3d.commit import check_writable
 from cov3d.config import Machine, RunSettings, Training
@@ -25,7 +25,7 @@ from cov3d.errors import Cov3dError, SettingError
 from cov3d.nets.build import build
 from cov3d.nets.inputs import memory_advice, pick_device
 from cov3d.nets.weights import start_from
-from cov3d.runs import RUN_FILES
+from cov3d.runs import PLAN, RUN_FILES
 from cov3d.scans.cache import Cache, fill_cache
 from cov3d.scans.series import every_series, with_patients
 from cov3d.scans.study import Study
@@ -68,6 +68,8 @@ def train(
         Cov3dError: no room on the device or disk, or a loss that is no number.
     """
     settings, machine = settings or RunSettings(), machine or Machine()
+    if all_data and (settings.training.keep == "best" or settings.training.validation_fraction is not None):
+        raise SettingError("--all-data holds no scans out, so leave --keep best and --validation-fraction out")
     study = prepare_study(study, settings)
     split = everything(study.rows) if all_data else split_rows(study.rows, settings.training)
     folder = Path(output_dir or f"outputs/{settings.task}")
@@ -145,6 +147,8 @@ def check_run_folder(folder: Path, overwrite: bool) -> Path:
     """
     if folder.exists() and not folder.is_dir():
         raise SettingError(f"--output-dir {folder} is a file; name a folder")
+    if (folder / PLAN).exists():
+        raise SettingError(f"{folder} holds a cross-validation; name another --output-dir")
     if not overwrite and any((folder / name).exists() for name in RUN_FILES):
         raise SettingError(f"{folder} holds a run already; say --overwrite, or another --output-dir")
     return check_writable(folder)
@@ -175,7 +179,7 @@ def _fit(
             data,
             network.to(device),
             loss_func=loss_of(split.train, settings).to(device),
-            opt_func=partial(Adam, decouple_wd=training.optimizer == "adamw"),
+            opt_func=adam(settings),
             wd=training.weight_decay,
             default_cbs=False,
             cbs=[*callbacks(settings, precision), Epochs(keeper, step)],
@@ -196,6 +200,16 @@ def callbacks(settings: RunSettings, precision: str) -> Iterator[Callback]:
         yield GradientClip(training.clip)
     if settings.ema:
         yield Ema(settings.ema)
+
+
+def adam(settings: RunSettings) -> Callable[..., Optimizer]:
+    """Adam with its decay of squares and its ε as the two systems have them: fastai's, or torch's.
+
+    ε matters: a ConvNeXt's blocks begin behind a layer scale of 1e-6, so that their gradients are far below fastai's 1e-5,
+    and would hardly move.
+    """
+    decay, epsilon = (0.99, 1e-5) if settings.net.family == "resnet" else (0.999, 1e-8)
+    return partial(Adam, sqr_mom=decay, eps=epsilon, decouple_wd=settings.training.optimizer == "adamw")
 
 
 def fit(learner: Learner, training: Training) -> None:

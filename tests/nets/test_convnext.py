@@ -71,6 +71,7 @@ def dense(x: Tensor, layer: nn.Linear) -> Tensor:
 
 def written_out(net: Any, x: Tensor) -> Tensor:
     """The network by the paper's words, in plain tensors."""
+    x = (x - 0.449) / 0.226
     for step, (shrink, stage) in enumerate(zip(net.downsample_layers, net.stages, strict=True)):
         convolution, layer = shrink if step == 0 else shrink[::-1]
         if step == 0:
@@ -139,6 +140,21 @@ def test_a_side_under_32_voxels_is_refused_in_words():
 def test_drop_path_is_for_convnexts():
     with pytest.raises(SettingError, match="--drop-path is for ConvNeXts"):
         NetSettings(architecture="resnet18", drop_path=0.1)
+
+
+def test_a_scan_goes_on_as_air_at_its_far_end():
+    net = restless(small()).eval()
+    x = volume(1, 1, 33, 32, 34)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), net(F.pad(x, (0, 2, 0, 0, 0, 3))))
+
+
+def test_how_bright_an_even_patch_is_is_not_lost():
+    """LayerNorm takes a stem's output to the same length whatever the patch's brightness, so its sign must tell."""
+    net = restless(small()).eval()
+    with torch.no_grad():
+        dark, bright = (net.downsample_layers[0]((torch.full((1, 1, 4, 4, 4), v) - 0.449) / 0.226) for v in (0.2, 0.7))
+    assert (dark - bright).abs().max() > 0.5
 
 
 # The depthwise convolution

@@ -17,7 +17,7 @@ from torchvision.models.convnext import ConvNeXt as TorchvisionConvNeXt
 from cov3d.config import NetSettings
 from cov3d.errors import ModelError
 from cov3d.nets.build import build
-from cov3d.nets.convnext import BLOCKS
+from cov3d.nets.convnext import BLOCKS, DEVIATION, MEAN
 from cov3d.nets.inflate import Inflated, inflate, inflate_kernel
 
 torch.set_num_threads(1)
@@ -227,7 +227,7 @@ def test_on_a_volume_constant_along_depth_every_stage_answers_as_in_2d(
 ):
     flat, net = make(), build(settings).eval()
     image = torch.rand(1, 1, 64, 32, generator=torch.Generator().manual_seed(1))
-    wanted = stages_of(flat, image.expand(-1, colours, -1, -1))
+    wanted = stages_of(flat, ((image - MEAN) / DEVIATION).expand(-1, colours, -1, -1))
     made = inflate(flat.state_dict(), net, how, "sum", "w.pth")
     net.load_state_dict(made.tensors, strict=False)
     # A block sees 3 slices of its map to each side, all of them together 828 of the volume's; its ends are padded.

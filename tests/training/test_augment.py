@@ -166,7 +166,7 @@ def test_training_scans_are_cached_larger_in_proportion():
 
 
 def test_a_crop_from_less_than_the_width_is_refused_with_advice():
-    with pytest.raises(SettingError, match=r"--crop-from 200 is less than --width 224.*choose 256"):
+    with pytest.raises(SettingError, match=r"--crop-from 200 is not above --width 224.*choose 256"):
         Augmentation(crop_from=200).to_cache(Preprocessing(width=224))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from sklearn.metrics import f1_score
 
 from cov3d import (
     Inference,
+    LossSettings,
     Machine,
     NetSettings,
     Preprocessing,
@@ -26,7 +29,7 @@ from cov3d import (
     read_study,
     train,
 )
-from cov3d.errors import Cov3dError, ModelError, SettingError
+from cov3d.errors import Cov3dError, ModelError, SettingError, StudyError
 from cov3d.results.models import find_models, load_models
 from cov3d.scans.study import Study
 
@@ -38,6 +41,18 @@ SETTINGS = RunSettings(
 )
 ONE = Machine(workers=1, device="cpu")
 NO_VIEWS, ALLOWED = Inference(tta=False), Inference(allow_missing=True)
+
+
+ROOM = importlib.import_module("cov3d.training.cross_validate")  # cov3d.cross_validate is the function
+
+
+def raising(error: BaseException) -> Callable[..., None]:
+    """A function that raises whatever it is called with."""
+
+    def function(*values: object) -> None:
+        raise error
+
+    return function
 
 
 @pytest.fixture
@@ -108,16 +123,73 @@ def test_folds_trained_one_by_one_are_the_same_and_the_last_to_finish_collects(l
         assert all(torch.equal(a, b) for a, b in zip(nets[0].values(), nets[1].values(), strict=True))
 
 
-def test_run_again_it_trains_only_what_is_missing(labelled: Study, tmp_path: Path):
+@pytest.mark.parametrize("left", [(), ("config.json",), ("config.json", "history.csv", "presence.safetensors")])
+def test_run_again_it_trains_only_what_is_missing_or_was_stopped(labelled: Study, tmp_path: Path, left: tuple):
     folder = validated(labelled, tmp_path)
+    whole = (folder / "out-of-fold.csv").read_text()
     before = (folder / "fold-0" / "config.json").stat().st_mtime_ns
-    (folder / "fold-1" / "metrics.json").unlink()
-    (folder / "fold-1" / "config.json").unlink()
     for file in (folder / "fold-1").iterdir():
-        file.unlink()
+        if file.name not in left:
+            file.unlink()
+    (folder / "folds.csv").unlink()
     validated(labelled, tmp_path)
     assert (folder / "fold-0" / "config.json").stat().st_mtime_ns == before
-    assert (folder / "fold-1" / "metrics.json").exists()
+    assert (folder / "out-of-fold.csv").read_text() == whole and (folder / "folds.csv").exists()
+
+
+def test_nothing_of_an_overwritten_cross_validation_stands_beside_the_new_one(
+    labelled: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = validated(labelled, tmp_path)
+    stopped = KeyboardInterrupt()
+    monkeypatch.setattr(ROOM, "train_split", raising(stopped))
+    with pytest.raises(KeyboardInterrupt):
+        validated(labelled, tmp_path, overwrite=True)
+    names = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    assert names == {"cross-validation.json", "folds.csv"}
+
+
+def test_folds_whose_plan_is_gone_are_nobody_knows_what(labelled: Study, tmp_path: Path):
+    folder = validated(labelled, tmp_path)
+    (folder / "cross-validation.json").unlink()
+    with pytest.raises(SettingError, match=r"cross-validation\.json is gone; say --overwrite"):
+        validated(labelled, tmp_path)
+    assert (folder / "fold-0" / "metrics.json").exists()
+
+
+def test_a_scan_that_cannot_be_read_has_a_row_and_fails_each_time(labelled: Study, tmp_path: Path):
+    broken = labelled.rows[3]
+    for file in broken.path.iterdir():
+        file.write_bytes(b"")
+    for _ in range(2):
+        run = cross_validate(labelled, SETTINGS, ONE, 2, cache=tmp_path / "cache", output_dir=tmp_path / "cv")
+        assert set(run.failures) == {broken.scan}
+    rows = {line["scan"]: line for line in table(run.folder / "out-of-fold.csv")}
+    assert len(rows) == 16 and "could not be read" in rows[broken.scan]["error"]
+
+
+def test_what_is_not_learnt_is_not_scored(labelled: Study, tmp_path: Path):
+    only = replace(SETTINGS, loss=LossSettings(severity_factor=0.0))
+    metrics = json.loads((validated(labelled, tmp_path, only) / "metrics.json").read_text())
+    assert "severity" not in metrics and metrics["presence"]["n"] == 16
+
+
+def test_settings_that_say_nothing_here_are_refused(labelled: Study, tmp_path: Path):
+    held = replace(SETTINGS, training=replace(SETTINGS.training, validation_fraction=0.5))
+    with pytest.raises(SettingError, match="--validation-fraction says nothing here"):
+        validated(labelled, tmp_path, held)
+    for settings in (held, replace(SETTINGS, training=replace(SETTINGS.training, keep="best"))):
+        with pytest.raises(SettingError, match="--all-data holds no scans out"):
+            train(labelled, settings, ONE, tmp_path / "cache", tmp_path / "run", all_data=True)
+
+
+def test_a_patient_among_the_scans_that_stay_unseen_is_refused(labelled: Study, tmp_path: Path):
+    rows = [
+        replace(row, patient="7" if k in (0, 9) else "", split="validation" if k == 9 else "")
+        for k, row in enumerate(labelled.rows)
+    ]
+    with pytest.raises(StudyError, match="1 patients have scans both"):
+        validated(replace(labelled, rows=tuple(rows)), tmp_path)
 
 
 def test_another_study_or_setting_does_not_go_into_the_same_folder(labelled: Study, tmp_path: Path):
@@ -133,6 +205,9 @@ def test_a_run_and_a_cross_validation_do_not_share_a_folder(labelled: Study, tmp
     train(labelled, SETTINGS, ONE, tmp_path / "cache", tmp_path / "cv")
     with pytest.raises(SettingError, match="holds a run of cov3d train"):
         validated(labelled, tmp_path)
+    folder = validated(labelled, tmp_path / "other", fold=0)
+    with pytest.raises(SettingError, match="holds a cross-validation"):
+        train(labelled, SETTINGS, ONE, tmp_path / "cache", folder, overwrite=True)
 
 
 # Answers of all folds
@@ -171,6 +246,12 @@ def test_without_a_name_an_unfinished_cross_validation_is_an_error(
     assert [file.as_posix() for file in find_models([], allow_missing=True)] == [
         "outputs/presence/fold-0/presence.safetensors"
     ]
+
+
+def test_a_fold_that_is_left_out_is_left_out_where_it_has_a_model_too(labelled: Study, tmp_path: Path):
+    folder = validated(labelled, tmp_path)
+    (folder / "fold-1" / "metrics.json").unlink()
+    assert [file.parent.name for file in find_models([folder], allow_missing=True)] == ["fold-0"]
 
 
 # All data
