@@ -41,6 +41,11 @@ class Row:
     weight: float = 1.0
     mask: Path | None = None
 
+    @property
+    def person(self) -> str:
+        """Whose scan it is, as far as known: scans of one person stay on one side of a split."""
+        return f"patient {self.patient}" if self.patient else f"scan {self.scan}"
+
 
 @dataclass(frozen=True)
 class Study:

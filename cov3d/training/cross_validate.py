@@ -55,22 +55,35 @@ def cross_validate(
     folder = Path(output_dir or f"outputs/{settings.task}")
     _announce(dealt)
     _plan(folder, dealt, study, settings, overwrite and fold is None and not collect_only)
+    asked = [] if collect_only else range(folds) if fold is None else [fold]
     failures: dict[str, str] = {}
-    for number in [] if collect_only else range(folds) if fold is None else [fold]:
-        finished = _is_finished(folder, number)
-        if fold is None and finished:
+    for number in asked:
+        if fold is None and _is_finished(folder, number):
             say(f"fold {number} is trained already")
-            continue
-        say(f"fold {number} of 0 to {folds - 1}")
-        own = fold_folder(folder, number)  # what was stopped in the middle begins anew
-        run = train_split(study, dealt.split(number), settings, machine, cache, own, overwrite or not finished)
-        failures |= run.failures
+        else:
+            failures |= _train_fold(folder, dealt, number, study, settings, machine, cache, overwrite).failures
     missing = [number for number in range(folds) if not _is_finished(folder, number)]
     if not missing:
         failures |= collect(folder, dealt, settings)
     elif collect_only:
         raise Cov3dError(f"{folder}: not trained yet: {few([f'fold {number}' for number in missing])}")
     return Run(folder, failures)
+
+
+def _train_fold(
+    folder: Path,
+    folds: Folds,
+    number: int,
+    study: Study,
+    settings: RunSettings,
+    machine: Machine,
+    cache: str | Path,
+    overwrite: bool,
+) -> Run:
+    """Train one fold; a run of it that was stopped begins anew."""
+    say(f"fold {number} of 0 to {folds.count - 1}")
+    overwrite = overwrite or not _is_finished(folder, number)
+    return train_split(study, folds.split(number), settings, machine, cache, fold_folder(folder, number), overwrite)
 
 
 def _check(settings: RunSettings, folds: int, fold: int | None) -> None:

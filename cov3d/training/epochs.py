@@ -161,7 +161,8 @@ class Keeper:
         commit_json(self.folder / CONFIG, self.config)
 
     def _save(self, model: torch.nn.Module, name: str, task: Task, epoch: int, f1: dict[str, Any]) -> None:
-        summary = {**self.summary, "epoch": epoch, "macro_f1": f1, "scored_on": f"its validation scans; {self.note}"}
+        scored_on = f"its validation scans; {self.note}" if self.rows else self.note
+        summary = {**self.summary, "epoch": epoch, "macro_f1": f1, "scored_on": scored_on}
         save_model(self.folder / name, model, self.settings.net, self.settings.preprocessing, task, summary)
 
     def _say_epoch(self, row: dict[str, Any], better: Sequence[str]) -> None:

@@ -64,7 +64,7 @@ def deal(rows: Sequence[Row], count: int, seed: int) -> Folds:
     rows = tuple(row for row in rows if row.presence != UNKNOWN and row.split in (TRAIN, ""))
     check_patients(rows, unseen)
     classes = np.array([class_of(row) for row in rows])
-    patients = np.array([f"patient {row.patient}" if row.patient else f"scan {row.scan}" for row in rows])
+    patients = np.array([row.person for row in rows])
     for name in dict.fromkeys(classes.tolist()):
         groups = len(set(patients[classes == name]))
         if groups < count:

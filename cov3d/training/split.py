@@ -69,7 +69,7 @@ def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> Split:
     """Split rows at random, each class by ``fraction``, no patient into both parts."""
     patients: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        patients[f"patient {row.patient}" if row.patient else f"scan {row.scan}"].append(row)
+        patients[row.person].append(row)
     by_class: dict[tuple[int, int], list[str]] = defaultdict(list)
     for patient, scans in patients.items():
         by_class[max((row.presence, row.severity) for row in scans)].append(patient)
