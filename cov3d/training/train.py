@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -70,6 +70,8 @@ def train(
     settings, machine = settings or RunSettings(), machine or Machine()
     if all_data and (settings.training.keep == "best" or settings.training.validation_fraction is not None):
         raise SettingError("--all-data holds no scans out, so leave --keep best and --validation-fraction out")
+    if all_data:
+        settings = replace(settings, training=replace(settings.training, keep="last"))
     study = prepare_study(study, settings)
     split = everything(study.rows) if all_data else split_rows(study.rows, settings.training)
     folder = Path(output_dir or f"outputs/{settings.task}")
@@ -97,7 +99,7 @@ def train_split(
     device = pick_device(machine.device)
     precision = pick_precision(settings.training.precision, device)
     wanted = learnt_from(split, settings)
-    keep_last = settings.training.keep == "last" or not split.validation
+    keep_last = settings.training.keep == "last"
     check_trainable(wanted, settings.task, choosing=not keep_last)
     check_run_folder(folder, overwrite)
     network = start_network(settings, device)
