@@ -225,15 +225,9 @@ def _slice(part: Part, frame: int | None, dataset: Dataset, groups: Sequence[Dat
     axes = orientation.reshape(2, 3)
     if not np.allclose(axes @ axes.T, np.eye(2), atol=0.01):
         raise _Lost("has an orientation that cannot be")
+    _check_values(dataset, groups)
     slope = _numbers(groups, RESCALE, "RescaleSlope", 1)
     intercept = _numbers(groups, RESCALE, "RescaleIntercept", 1)
-    if slope is not None and slope[0] == 0:
-        raise _Lost("has RescaleSlope 0")
-    if str(_said(groups, RESCALE, "RescaleType")).upper() in NOT_HU:
-        raise _Aside("of values that are no HU")
-    bits = dataset.get("BitsStored")
-    if dataset.get("HighBit", bits and bits - 1) != (bits and bits - 1):
-        raise _Lost("keeps its values in other bits than the lowest")
     return Slice(
         part=part,
         frame=frame,
@@ -253,6 +247,18 @@ def _slice(part: Part, frame: int | None, dataset: Dataset, groups: Sequence[Dat
         derived="DERIVED" in _image_type(dataset),
         undecodable=undecodable(dataset.file_meta.get("TransferSyntaxUID")),
     )
+
+
+def _check_values(dataset: Dataset, groups: Sequence[Dataset]) -> None:
+    """Raise the reason why an image's stored values do not become HU."""
+    slope = _numbers(groups, RESCALE, "RescaleSlope", 1)
+    if slope is not None and slope[0] == 0:
+        raise _Lost("has RescaleSlope 0")
+    if str(_said(groups, RESCALE, "RescaleType")).upper() in NOT_HU:
+        raise _Aside("of values that are no HU")
+    bits = dataset.get("BitsStored")
+    if dataset.get("HighBit", bits and bits - 1) != (bits and bits - 1):
+        raise _Lost("keeps its values in other bits than the lowest")
 
 
 def _acquisition(dataset: Dataset, groups: Sequence[Dataset]) -> str:

@@ -37,7 +37,7 @@ def identity(part: Part) -> Identity:
         ScanError, OSError: its header cannot be read.
     """
     said = header(part, [Tag(name) for name in IDENTITY])
-    return Identity(*(str(said[name].value or "") if name in said else "" for name in IDENTITY))  # a \\ makes it a list
+    return Identity(*(str(said[name].value or "").strip() if name in said else "" for name in IDENTITY))
 
 
 def dicom_files(path: Path) -> list[Path]:

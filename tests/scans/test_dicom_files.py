@@ -194,6 +194,15 @@ def test_a_series_of_nobody_in_several_folders_is_one_scan_too(series: Path, tmp
     assert find_scans(tmp_path) == find_scans(study) == [study]
 
 
+def test_blanks_around_an_id_do_not_part_a_series_over_folders(series: Path, tmp_path: Path):
+    edit(series, put(PatientID=" AB 1"), slice(0, 20))
+    edit(series, put(PatientID="AB 1"), slice(20, 40))
+    moved(series, tmp_path / "study" / "a", slice(0, 20))
+    moved(series, tmp_path / "study" / "b", slice(0, 20))
+    series.rmdir()
+    assert find_scans(tmp_path) == [tmp_path / "study"]
+
+
 def test_a_damaged_first_file_does_not_part_a_series(series: Path, tmp_path: Path):
     study = spread(series, tmp_path / "study")
     for folder in (study / "a", study / "b"):
