@@ -51,7 +51,8 @@ def correlate(x: Tensor, gradient: Tensor, sides: torch.Size) -> Tensor:
     """The weight's gradient ``(C, 1, kd, kh, kw)``: Σ over scans and voxels p of gradient(p) · x(p + offset)."""
     size = [next_fast_len(n + side - 1, real=True) for n, side in zip(x.shape[2:], sides, strict=True)]
     axes = (-3, -2, -1)
-    spectrum = torch.fft.rfftn(x.float(), size, axes) * torch.fft.rfftn(gradient.float(), size, axes).conj()
+    least = torch.promote_types(x.dtype, torch.float32)  # FFTs of half precision there are none
+    spectrum = torch.fft.rfftn(x.to(least), size, axes) * torch.fft.rfftn(gradient.to(least), size, axes).conj()
     whole = torch.fft.irfftn(spectrum.sum(0), size, axes)  # (C, …): place m holds offset m, negative ones from the end
     for axis, side in zip(axes, sides, strict=True):
         offsets = torch.arange(-(side // 2), side // 2 + 1, device=x.device) % whole.shape[axis]

@@ -172,7 +172,7 @@ def test_the_depthwise_gradients_are_torchs(shape: tuple[int, ...]):
     layer.zero_grad()
     F.conv3d(x, layer.weight, layer.bias, padding=3, groups=shape[1]).backward(gradient)
     for a, b in zip(ours, [x.grad, layer.weight.grad, layer.bias.grad], strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)  # FFTs are taken in single precision
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
 
 
 def test_the_depthwise_gradients_are_right_in_half_precision_too():
