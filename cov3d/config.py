@@ -286,7 +286,16 @@ class AugmentationNumbers(NamedTuple):
 # turns belong to some submissions only.
 PUBLISHED_AUGMENTATION: dict[Family, AugmentationNumbers] = {
     "resnet": AugmentationNumbers(flip_width=0.5),
-    "convnext": AugmentationNumbers(0.5, 0.25, 0.25, 0.25, 0.2, 0.2, 0.2, 0.0, 0.5),
+    "convnext": AugmentationNumbers(
+        random_crop=0.5,
+        flip_depth=0.25,
+        flip_height=0.25,
+        flip_width=0.25,
+        rotate=0.2,
+        blur=0.2,
+        noise=0.2,
+        elastic=0.5,
+    ),
 }
 
 

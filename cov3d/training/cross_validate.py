@@ -47,9 +47,7 @@ def cross_validate(
         Cov3dError: nothing to collect yet.
     """
     settings, machine = settings or RunSettings(), machine or Machine()
-    if settings.training.keep == "auto":
-        settings = replace(settings, training=replace(settings.training, keep="last"))
-    _check(settings, folds, fold)
+    settings = _settled(settings, folds, fold)
     study = prepare_study(study, settings)
     dealt = deal(study.rows, folds, settings.training.seed)
     folder = Path(output_dir or f"outputs/{settings.task}")
@@ -86,12 +84,19 @@ def _train_fold(
     return train_split(study, folds.split(number), settings, machine, cache, fold_folder(folder, number), overwrite)
 
 
-def _check(settings: RunSettings, folds: int, fold: int | None) -> None:
-    """Raise a SettingError for what says nothing here."""
+def _settled(settings: RunSettings, folds: int, fold: int | None) -> RunSettings:
+    """The settings, the last epoch kept where nothing else is said.
+
+    Raises:
+        SettingError: what says nothing here.
+    """
     if fold is not None and not 0 <= fold < folds:
         raise SettingError(f"--fold {fold} is not one of 0 to {folds - 1}")
     if settings.training.validation_fraction is not None:
         raise SettingError("--validation-fraction says nothing here: each fold holds its own scans out; leave it out")
+    if settings.training.keep != "auto":
+        return settings
+    return replace(settings, training=replace(settings.training, keep="last"))
 
 
 def _is_finished(folder: Path, number: int) -> bool:
@@ -172,7 +177,13 @@ def _plan(folder: Path, folds: Folds, study: Study, settings: RunSettings, overw
     Raises:
         SettingError: it is another.
     """
-    plan = {"folds": folds.count, "task": settings.task, "study": study.fingerprint, "settings": recorded(settings)}
+    plan = {
+        "folds": folds.count,
+        "task": settings.task,
+        "study": study.fingerprint,
+        "held_out": folds.table(),
+        "settings": recorded(settings),
+    }
     path = folder / PLAN
     if (folder / CONFIG).exists():
         raise SettingError(f"{folder} holds a run of cov3d train; name another --output-dir")
