@@ -16,15 +16,12 @@ import typer
 from cov3d.config import (
     Augmentation,
     Inference,
-    LossSettings,
     Machine,
     Messages,
     NetSettings,
     Preprocessing,
     Reading,
     RunSettings,
-    Task,
-    Training,
 )
 from cov3d.console import complain, printable, say, set_quiet, show
 from cov3d.errors import Cov3dError
@@ -44,7 +41,6 @@ StudyArgument = Annotated[
     Path, typer.Argument(metavar="STUDY", help="The study's folder or its table.", show_default="this folder")
 ]
 CacheOption = Annotated[Path, typer.Option(help="Folder of the tensor caches.")]
-TaskOption = Annotated[Task, typer.Option(help="What the model is kept for; it gives both answers.")]
 OutputDirOption = Annotated[Path | None, typer.Option(help="The run's folder.", show_default="outputs/TASK")]
 RecipeOption = Annotated[
     str | None, typer.Option(help="Published settings by name ('cov3d recipes'); what you say besides overrides them.")
@@ -202,16 +198,10 @@ def preprocess(
 @command()
 def train(
     messages: Messages,
-    preprocessing: Preprocessing,
-    net: NetSettings,
-    loss: LossSettings,
-    training: Training,
-    augmentation: Augmentation,
-    reading: Reading,
+    settings: RunSettings,
     machine: Machine,
     study: StudyArgument = Path(),
     recipe: RecipeOption = None,
-    task: TaskOption = "both",
     cache: CacheOption = Path("cache"),
     output_dir: OutputDirOption = None,
     overwrite: OverwriteOption = False,
@@ -223,7 +213,6 @@ def train(
     from cov3d.scans.study import read_study
     from cov3d.training.train import train
 
-    settings = RunSettings(task, preprocessing, net, loss, training, augmentation, reading)
     run = train(read_study(study), settings, machine, cache, output_dir, overwrite, all_data)
     show(str(run.folder))
     return _list_failures(run.failures)
@@ -232,16 +221,10 @@ def train(
 @command(stopped="run the same command again: folds that are trained stay")
 def cross_validate(
     messages: Messages,
-    preprocessing: Preprocessing,
-    net: NetSettings,
-    loss: LossSettings,
-    training: Training,
-    augmentation: Augmentation,
-    reading: Reading,
+    settings: RunSettings,
     machine: Machine,
     study: StudyArgument = Path(),
     recipe: RecipeOption = None,
-    task: TaskOption = "both",
     folds: Annotated[int, typer.Option(help="How many folds.", min=2, max=100)] = 5,
     fold: Annotated[int | None, typer.Option(help="Train this one only, from 0.", min=0)] = None,
     collect: Annotated[bool, typer.Option("--collect", help="Train nothing; pool the folds' answers.")] = False,
@@ -253,7 +236,6 @@ def cross_validate(
     from cov3d.scans.study import read_study
     from cov3d.training.cross_validate import cross_validate
 
-    settings = RunSettings(task, preprocessing, net, loss, training, augmentation, reading)
     run = cross_validate(
         read_study(study), settings, machine, folds, fold, cache, output_dir, overwrite, collect_only=collect
     )

@@ -7,7 +7,7 @@ A network gives six logits a scan: z0 for presence, z1…z5 for mild, moderate, 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from cov3d.errors import Cov3dError
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 PRESENCE = ("non-covid", "covid")
 SEVERITY = ("mild", "moderate", "severe", "critical")
-TASKS = ("presence", "severity", "both")
+Task = Literal["presence", "severity", "both"]
+TASKS: tuple[Task, ...] = get_args(Task)
 LOGITS = 1 + len(SEVERITY) + 1
 UNKNOWN = -1
 # COV19-CT-DB's tables of severity, by split.

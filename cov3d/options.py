@@ -27,7 +27,7 @@ def expand(command: Callable[..., Any]) -> Callable[..., Any]:
         hint = hints[parameter.name]
         if isinstance(hint, type) and is_dataclass(hint):
             groups[parameter.name] = hint
-            parameters += [_parameter(hint, f) for f in fields(hint)]
+            parameters += _parameters(hint)
         else:
             kind = inspect.Parameter.KEYWORD_ONLY
             parameters.append(inspect.Parameter(parameter.name, kind, default=parameter.default, annotation=hint))
@@ -39,7 +39,7 @@ def expand(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def expanded(**values: Any) -> Any:
         values = with_recipe(values)
-        built = {name: group(**{f.name: values.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
+        built = {name: _build(group, values) for name, group in groups.items()}
         return command(**values, **built)
 
     vars(expanded)["__signature__"] = inspect.Signature(parameters)
@@ -72,9 +72,33 @@ def _source(context: typer.Context, option: str) -> str:
     return source.name if source else "DEFAULT"
 
 
+def _parameters(group: type) -> list[inspect.Parameter]:
+    """An option for each field of a group, and of the groups in it."""
+    hints = get_type_hints(group)
+    nested = [
+        _parameters(hints[f.name]) if is_dataclass(hints[f.name]) else [_parameter(group, f)] for f in fields(group)
+    ]
+    return [parameter for part in nested for parameter in part]
+
+
+def _build(group: type, values: dict[str, Any]) -> Any:
+    """A group from its options' values, which are taken out of ``values``."""
+    hints = get_type_hints(group)
+    return group(
+        **{
+            f.name: _build(hints[f.name], values) if is_dataclass(hints[f.name]) else values.pop(f.name)
+            for f in fields(group)
+        }
+    )
+
+
+def _has_groups(group: type) -> bool:
+    return any(is_dataclass(hint) for hint in get_type_hints(group).values())
+
+
 def _parameter(group: type, f: Field) -> inspect.Parameter:
     hint = get_type_hints(group)[f.name]
-    panel = (group.__doc__ or "").split("\n", 1)[0].rstrip(".").split(".")[0]
+    panel = None if _has_groups(group) else (group.__doc__ or "").split("\n", 1)[0].rstrip(".").split(".")[0]
     limits = {name: f.metadata[name] for name in ("min", "max") if name in f.metadata}
     flag = [f.metadata["flag"]] if "flag" in f.metadata else []
     declared = typer.Option(*flag, help=f.metadata["help"], rich_help_panel=panel, **limits)
