@@ -26,6 +26,7 @@ from cov3d.config import (
 from cov3d.console import complain, printable, say, set_quiet, show
 from cov3d.errors import Cov3dError
 from cov3d.options import expand
+from cov3d.runs import MOST_FOLDS
 
 DONE, FAILED, SOME_SCANS_FAILED, STOPPED = 0, 1, 3, 75
 LONGEST_TEXT = 120  # characters of a name or text that is not ours, in an error
@@ -225,7 +226,7 @@ def cross_validate(
     machine: Machine,
     study: StudyArgument = Path(),
     recipe: RecipeOption = None,
-    folds: Annotated[int, typer.Option(help="How many folds.", min=2, max=100)] = 5,
+    folds: Annotated[int, typer.Option(help="How many folds.", min=2, max=MOST_FOLDS)] = 5,
     fold: Annotated[int | None, typer.Option(help="Train this one only, from 0.", min=0)] = None,
     collect: Annotated[bool, typer.Option("--collect", help="Train nothing; pool the folds' answers.")] = False,
     cache: CacheOption = Path("cache"),
@@ -262,18 +263,20 @@ def show_batch(
     machine: Machine,
     study: StudyArgument = Path(),
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")] = Path("batch.png"),
-    scans: Annotated[int, typer.Option(help="How many scans.", min=1, max=64)] = 8,
+    scans: Annotated[int | None, typer.Option(help="How many scans; 8 if not said.", min=1, max=64)] = None,
     steps: Annotated[bool, typer.Option("--steps", help="Show each step by itself, on one scan.")] = False,
     cache: CacheOption = Path("cache"),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of what is drawn; 0 if not said.")] = None,
     overwrite: OverwriteOption = False,
-) -> None:
+) -> int:
     """Draw training scans as the network would see them, three planes each, into a PNG."""
     from cov3d.scans.study import read_study
     from cov3d.training.show_batch import show_study
 
     settings = RunSettings(preprocessing=preprocessing, net=net, augmentation=augmentation, reading=reading)
-    show(str(show_study(read_study(study), settings, machine, cache, output, scans, steps, seed, overwrite)))
+    failures = show_study(read_study(study), settings, machine, cache, output, scans, steps, seed, overwrite)
+    show(str(output))
+    return _list_failures(failures)
 
 
 @command(stopped="say --resume to go on")

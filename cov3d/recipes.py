@@ -103,6 +103,8 @@ def _turnbull() -> Iterator[Recipe]:
             for task, score in zip(("presence", "severity"), f1, strict=True)
             if score != "-"
         }
+        idle = {"0": "severity_smoothing", "1": "presence_smoothing"}.get(factor, "")  # of a loss that λ leaves out
+        options.pop(idle, None)
         yield Recipe(f"cov3d-{number}", options, scores)
 
 

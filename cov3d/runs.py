@@ -13,6 +13,7 @@ RUN_FILES = (CONFIG, "history.csv", *KEPT, "last.safetensors", PREDICTIONS, FINI
 PLAN = "cross-validation.json"  # in a cross-validation's folder, and nowhere else
 FOLDS = "folds.csv"
 OUT_OF_FOLD = "out-of-fold.csv"
+MOST_FOLDS = 100
 
 
 def fold_folder(folder: Path, number: int) -> Path:

@@ -1,4 +1,4 @@
-"""Settings as they are written: everything but the UID of a series, which stands in a patient's headers."""
+"""Settings as they are written, and combinations that say nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from cov3d.config import Reading, RunSettings, from_dict, hide_uid, recorded, to_dict
+from cov3d.config import LossSettings, Reading, RunSettings, from_dict, hide_uid, recorded, to_dict
+from cov3d.errors import SettingError
 
 UID = "1.2.826.0.1.3680043.8.498.42"
 HASH = "sha256:" + hashlib.sha256(UID.encode()).hexdigest()[:16]
@@ -42,3 +43,18 @@ def test_a_recorded_reading_is_read_back_and_means_the_same(series: str):
 
 def test_a_worker_is_told_the_uid_itself():
     assert from_dict(Reading, to_dict(Reading(series=UID)), "job") == Reading(series=UID)
+
+
+@pytest.mark.parametrize(
+    ("task", "factor", "loss"),
+    [
+        ("presence", 0.0, {"severity_loss": "emd"}),
+        ("presence", 0.0, {"severity_smoothing": 0.2}),
+        ("severity", 1.0, {"presence_smoothing": 0.2}),
+    ],
+)
+def test_settings_of_a_loss_that_counts_nothing_are_refused(task: str, factor: float, loss: dict):
+    with pytest.raises(SettingError, match=f"--{next(iter(loss)).replace('_', '-')} says nothing, since"):
+        RunSettings(task, loss=LossSettings(severity_factor=factor, **loss))
+    RunSettings(task, loss=LossSettings(severity_factor=factor))
+    RunSettings(task, loss=LossSettings(**loss))

@@ -19,10 +19,7 @@ FRONT = {"cli", "demo", "__main__"}
 
 def station(path: Path) -> str:
     """The station of a source file."""
-    inside = path.relative_to(PACKAGE)
-    if len(inside.parts) > 1:
-        return inside.parts[0]
-    return "cli" if inside.stem in FRONT else "words"
+    return station_of_module(".".join(["cov3d", *path.relative_to(PACKAGE).with_suffix("").parts]))
 
 
 def imports(path: Path) -> set[str]:

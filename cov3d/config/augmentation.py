@@ -89,14 +89,14 @@ class Augmentation:
         return PUBLISHED_AUGMENTATION[family]._replace(**said)
 
     def check_used(self, family: Family) -> None:
-        """Raise a SettingError for how far a step goes that never happens."""
+        """Raise a SettingError for how far a step goes that never happens, and that nobody said never does."""
         numbers = self.numbers(family)
         for step, amount in {
             "rotate": "rotate_degrees",
             "elastic": "elastic_voxels",
             "random_crop": "crop_from",
         }.items():
-            if getattr(self, amount) is not None and not getattr(numbers, step):
+            if getattr(self, amount) is not None and getattr(self, step) is None and not getattr(numbers, step):
                 wanted, said = f"--{step.replace('_', '-')}", f"--{amount.replace('_', '-')}"
                 raise SettingError(
                     f"{said} says nothing where {wanted} is 0, as it is here; say {wanted} .5, or leave it out"

@@ -16,6 +16,7 @@ from cov3d.labels import PRESENCE, SEVERITY, UNKNOWN
 from cov3d.metrics import chance, interval, score_presence, score_severity
 from cov3d.predictions import Prediction, read_predictions
 from cov3d.results.journal import place
+from cov3d.runs import OUT_OF_FOLD, PLAN
 from cov3d.scans.dicom_files import ADDRESS
 from cov3d.scans.read import is_dicom_scan
 from cov3d.scans.study import TRAIN, VALIDATION, Row, Study
@@ -37,7 +38,7 @@ def evaluate(predictions: str | Path, study: Study) -> dict[str, Any]:
         raise Cov3dError(f"{path}: no scan has both an answer here and a label in {study.source}")
     labelled = sum(row.presence != UNKNOWN for _, row in answered)
     found = [row for _, row in pairs]
-    result: dict[str, Any] = {"asked": _asked(found, study), "answered": labelled, "notes": _notes(found, study)}
+    result: dict[str, Any] = {"asked": _asked(found, study), "answered": labelled, "notes": _notes(found, study, path)}
     result["presence"] = _presence(answered)
     result["severity"] = _severity(answered)
     return result
@@ -134,11 +135,13 @@ def _with_interval(scores: dict[str, Any], truth: np.ndarray, answer: np.ndarray
     return {**scores, "interval": interval(truth, answer), "chance": chance(truth, answer)}
 
 
-def _notes(found: Sequence[Row], study: Study) -> list[str]:
+def _notes(found: Sequence[Row], study: Study, source: Path) -> list[str]:
     splits = {row.split for row in found}
     notes = []
     if _split(found, study):
         notes.append("some of these are series of one scan: they are counted one by one, as if of several patients")
+    if source.name == OUT_OF_FOLD and (source.parent / PLAN).exists():
+        return [*notes, "each of these was answered by the fold that has not seen it"]
     if TRAIN in splits:
         notes.append("some of these are training scans: a model that learnt from them scores too high")
     if VALIDATION in splits:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import torch
 from cov3d.console import say
 from cov3d.errors import ModelError
 from cov3d.nets.model import Model, load_model
-from cov3d.runs import FINISHED, KEPT, PLAN, fold_folder
+from cov3d.runs import FINISHED, KEPT, MOST_FOLDS, PLAN, fold_folder
+
+OUTPUTS = Path("outputs")  # where runs are, if nothing else was asked for
 
 
 def load_models(asked: Sequence[str | Path], device: torch.device, allow_missing: bool = False) -> list[Model]:
@@ -32,7 +35,25 @@ def load_models(asked: Sequence[str | Path], device: torch.device, allow_missing
             say(f"note: answering without a model: {error}")
     if not models:
         raise ModelError("none of the models can be read; train them again")
+    for cause in lost_folds(models, [Path(path) for path in asked] or [OUTPUTS]):
+        if not allow_missing:
+            raise ModelError(f"{cause}; train it again, or say --allow-missing to answer without it")
+        say(f"note: answering without a fold: {cause}")
     return models
+
+
+def lost_folds(models: Sequence[Model], asked: Sequence[Path]) -> Iterator[str]:
+    """Folds that models below a folder that was asked for say there are beside them, where no plan says so any more."""
+    found: dict[tuple[Path, int], set[int]] = defaultdict(set)
+    for model in models:
+        run = model.source.parent if model.source else Path()
+        number, count = model.training.get("fold"), model.training.get("folds")
+        below = any(folder in run.parents for folder in asked) and not (run.parent / PLAN).exists()
+        if below and isinstance(number, int) and isinstance(count, int):
+            found[run.parent, min(count, MOST_FOLDS)].add(number)
+    for (folder, count), numbers in found.items():
+        for number in sorted(set(range(count)) - numbers):
+            yield f"{fold_folder(folder, number)}: this fold, one of {count}, is missing, and {PLAN} is gone"
 
 
 def find_models(asked: Sequence[str | Path], allow_missing: bool = False) -> list[Path]:
@@ -42,7 +63,7 @@ def find_models(asked: Sequence[str | Path], allow_missing: bool = False) -> lis
         ModelError: nothing there, or a fold of a cross-validation is missing; and what to do.
     """
     if not asked:
-        found = [file for file in _kept(Path("outputs"), allow_missing) if _finished(file)]
+        found = [file for file in _kept(OUTPUTS, allow_missing) if _finished(file)]
         if not found:
             raise ModelError("there is no trained model under outputs/; run 'cov3d train', or name one with --model")
         return found

@@ -40,6 +40,7 @@ class Row:
     site: str = ""
     weight: float = 1.0
     mask: Path | None = None
+    fold: int | None = None  # of the study's own cross-validation
 
     @property
     def person(self) -> str:
@@ -58,7 +59,9 @@ class Study:
     @property
     def fingerprint(self) -> str:
         """A hash of every scan's name, labels and split."""
-        described = repr([(r.scan, r.presence, r.severity, r.split, r.patient, r.weight) for r in self.rows])
+        facts = [(r.scan, r.presence, r.severity, r.split, r.patient, r.weight) for r in self.rows]
+        folds = [r.fold for r in self.rows]
+        described = repr(facts if set(folds) <= {None} else (facts, folds))
         return hashlib.sha256(described.encode("utf-8", errors="surrogateescape")).hexdigest()[:16]
 
 

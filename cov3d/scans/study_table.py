@@ -118,6 +118,7 @@ def _row(root: Path, cells: dict[str, str]) -> Row:
         presence=presence if said == UNKNOWN else said,
         severity=severity,
         split=_split(cells.get("split", "")),
+        fold=_fold(cells.get("split", "")),
         patient=cells.get("patient", ""),
         site=cells.get("site", ""),
         weight=_weight(cells.get("weight", "")),
@@ -183,9 +184,14 @@ def _split(text: str) -> str:
     for split, spellings in PARTITIONS.items():
         if word in spellings:
             return split
-    if re.fullmatch(r"[0-9]+(\.0+)?", word):  # a fold's number; fold 0 validates, as in Cov3d's index tables
-        return VALIDATION if float(word) == 0 else TRAIN
+    if (fold := _fold(text)) is not None:  # fold 0 validates, as in Cov3d's index tables
+        return TRAIN if fold else VALIDATION
     raise StudyError(f"split {text!r} is not one of train, validation, test, or a fold's number")
+
+
+def _fold(text: str) -> int | None:
+    """The number of a fold, if a split is one; Excel writes it as 3.0."""
+    return int(float(text)) if re.fullmatch(r"[0-9]{1,4}(\.0+)?", text.strip()) else None
 
 
 def _weight(text: str) -> float:

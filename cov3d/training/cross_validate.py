@@ -47,6 +47,8 @@ def cross_validate(
         Cov3dError: nothing to collect yet.
     """
     settings, machine = settings or RunSettings(), machine or Machine()
+    if collect_only and (fold is not None or overwrite):
+        raise SettingError("--collect trains nothing, so --fold and --overwrite say nothing beside it; leave them out")
     settings = _settled(settings, folds, fold)
     study = prepare_study(study, settings)
     dealt = deal(study.rows, folds, settings.training.seed)
@@ -81,7 +83,10 @@ def _train_fold(
     """Train one fold; a run of it that was stopped begins anew."""
     say(f"fold {number} of 0 to {folds.count - 1}")
     overwrite = overwrite or not _is_finished(folder, number)
-    return train_split(study, folds.split(number), settings, machine, cache, fold_folder(folder, number), overwrite)
+    about = {"fold": number, "folds": folds.count}
+    return train_split(
+        study, folds.split(number), settings, machine, cache, fold_folder(folder, number), overwrite, about
+    )
 
 
 def _settled(settings: RunSettings, folds: int, fold: int | None) -> RunSettings:

@@ -24,6 +24,7 @@ from cov3d.runs import CONFIG, FINISHED, PREDICTIONS, RUN_FILES
 from cov3d.scans.study import Row
 from cov3d.tables import write_table
 from cov3d.training.curves import draw_curves
+from cov3d.training.split import Split
 
 SELECTED = (
     "these validation scans also chose the epoch, so the score is optimistic; evaluate on scans that nobody chose by"
@@ -31,6 +32,7 @@ SELECTED = (
 
 UNCHOSEN = "these validation scans did not choose the epoch: it is the last one"
 SCORELESS = "every labelled scan trained, so there is no score; cov3d cross-validate gives one"
+UNREAD = "none of the scans held out could be read, so there is no score; the last epoch is kept"
 
 
 class Epochs(Callback):
@@ -77,16 +79,13 @@ class Keeper:
     """The run's folder as it grows: the kept epoch of each task, the last one, and the history of all.
 
     Kept is the best epoch: the one of highest macro F1, and among equals (on few scans there are many) of the lowest log
-    loss of that task. With ``keep_last``, and where no scan validates, it is the last.
+    loss of that task. ``note`` says how it is chosen: the last unless it is ``SELECTED``.
     """
 
-    def __init__(
-        self, folder: Path, rows: Sequence[Row], settings: RunSettings, config: dict[str, Any], keep_last: bool = False
-    ):
-        self.folder, self.rows, self.settings, self.config = folder, rows, settings, config
-        self.keep_last = keep_last or not rows
+    def __init__(self, folder: Path, rows: Sequence[Row], settings: RunSettings, config: dict[str, Any], note: str):
+        self.folder, self.rows, self.settings, self.config, self.note = folder, rows, settings, config, note
+        self.keep_last = note != SELECTED
         self.word = "last" if self.keep_last else "best"
-        self.note = SCORELESS if not rows else UNCHOSEN if keep_last else SELECTED
         self.summary = config["summary"]
         self.presence = np.array([row.presence for row in rows], int)
         self.severity = np.array([row.severity for row in rows], int)
@@ -147,11 +146,14 @@ class Keeper:
                 for k, row in enumerate(self.rows)
             ],
         )
-        kept = {task: {"epoch": best["epoch"], **best["scores"]} for task, best in self.best.items()}
+        kept = {
+            task: {"epoch": best["epoch"], **(best["scores"] if self.rows else {})} for task, best in self.best.items()
+        }
         draw_curves(self.folder / "curves.png", self.history, {task: best["epoch"] for task, best in kept.items()})
         commit_json(self.folder / FINISHED, {**kept, "note": self.note})
         for task, best in kept.items():
-            say(f"{self.word} {task} macro F1 {_four(best['macro_f1'])} in epoch {best['epoch']}")
+            score = f"{task} macro F1 {_four(best['macro_f1'])} in epoch" if self.rows else f"{task} model: epoch"
+            say(f"{self.word} {score} {best['epoch']}")
         say(f"note: {self.note}")
 
     def _begin(self) -> None:
@@ -174,6 +176,15 @@ class Keeper:
             f"{row['epoch']:>5}  {row['train_loss']:>10.4f}  {_four(row['validation_loss']):>10}  {presence:>11}  {severity:>11}"
             f"  {row['seconds']:>7.1f}{best}"
         )
+
+
+def epoch_note(wanted: Split, usable: Split, keep_last: bool) -> str:
+    """How the kept epoch is chosen, and what that makes of its score, by the scans held out and those that can be read."""
+    if not wanted.validation:
+        return SCORELESS
+    if not usable.validation:
+        return UNREAD
+    return UNCHOSEN if keep_last else SELECTED
 
 
 def _rank(scores: dict[str, Any]) -> tuple[float, float]:

@@ -1,8 +1,11 @@
-"""Folds: the labelled scans dealt out so that each is scored once by a model that has not seen it."""
+"""Folds: the labelled scans dealt out so that each is scored once by a model that has not seen it.
+
+A study whose table gives its scans the numbers of folds has dealt them itself.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
+from cov3d.console import few
 from cov3d.errors import Cov3dError, StudyError
 from cov3d.labels import PRESENCE, SEVERITY, UNKNOWN
 from cov3d.scans.study import TRAIN, Row
@@ -54,12 +58,14 @@ class Folds:
 def deal(rows: Sequence[Row], count: int, seed: int) -> Folds:
     """Deal the training rows with a known presence into ``count`` folds: each class evenly, no patient into two.
 
-    Validation and test scans of the study stay unseen.
+    Validation and test scans of the study stay unseen. Where the study's table has dealt its scans, so it stays.
 
     Raises:
         StudyError: a class has fewer scans, or its scans fewer patients, than there are folds; or a patient has scans both
-            here and among those that stay unseen.
+            here and among those that stay unseen; or the table has dealt another number of folds, or a patient into two.
     """
+    if any(row.fold is not None for row in rows):
+        return dealt(rows, count)
     unseen = [row for row in rows if row.split not in (TRAIN, "")]
     rows = tuple(row for row in rows if row.presence != UNKNOWN and row.split in (TRAIN, ""))
     check_patients(rows, unseen)
@@ -81,6 +87,31 @@ def deal(rows: Sequence[Row], count: int, seed: int) -> Folds:
     folds = Folds(rows, tuple(numbers.tolist()), count)
     _check_apart(folds, patients)
     return folds
+
+
+def dealt(rows: Sequence[Row], count: int) -> Folds:
+    """The folds of a study's own table: its labelled scans with a number.
+
+    Raises:
+        StudyError: they are not 0 to ``count`` − 1, or a patient is in two.
+    """
+    rows = tuple(row for row in rows if row.presence != UNKNOWN and row.fold is not None)
+    numbers = tuple(row.fold for row in rows if row.fold is not None)
+    if set(numbers) != set(range(count)):
+        found = ", ".join(map(str, sorted(set(numbers))))
+        raise StudyError(
+            f"--folds {count} are numbered 0 to {count - 1}, and the folds of the study's table are {found}; say --folds "
+            f"{len(set(numbers))}, or leave out the table's column to have them dealt"
+        )
+    places: dict[str, set[int]] = defaultdict(set)
+    for row, number in zip(rows, numbers, strict=True):
+        places[row.person].add(number)
+    if torn := [row.scan for row in rows if len(places[row.person]) > 1]:
+        raise StudyError(
+            f"the study's table has scans of one patient in different folds ({few(torn)}): scores would be of memory; "
+            "give all of a patient's scans one number"
+        )
+    return Folds(rows, numbers, count)
 
 
 def class_of(row: Row) -> str:

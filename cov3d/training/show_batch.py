@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from cov3d.commit import commit
-from cov3d.config import AugmentationNumbers, Machine, RunSettings
+from cov3d.config import Augmentation, AugmentationNumbers, Machine, RunSettings
 from cov3d.errors import Cov3dError, SettingError
 from cov3d.scans.cache import fill_cache
 from cov3d.scans.series import every_series
@@ -28,28 +29,49 @@ def show_study(
     machine: Machine,
     cache: str | Path,
     output: str | Path,
-    count: int = 8,
+    count: int | None = None,
     each_step: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
     overwrite: bool = False,
-) -> Path:
+) -> dict[str, str]:
     """Draw the first training scans of a study as training would see them, or each step by itself on the first.
 
+    Returns the scans that cannot be read, with their causes.
+
     Raises:
-        SettingError: the picture exists, and no ``overwrite``.
+        SettingError: the picture exists, and no ``overwrite``; it is to be no PNG; or what says nothing beside
+            ``each_step``.
         Cov3dError: none of the scans can be read.
     """
-    if Path(output).exists() and not overwrite:
-        raise SettingError(f"{output} exists; say --overwrite, or another --output")
-    rows = [row for row in every_series(study, settings.reading).rows if row.split in (TRAIN, "")][: max(count, 1)]
+    _check(Path(output), settings, count, each_step, seed, overwrite)
+    usual = 1 if each_step else 8
+    rows = [row for row in every_series(study, settings.reading).rows if row.split in (TRAIN, "")][: count or usual]
     filled = fill_cache(rows, settings.augmentation.to_cache(settings.preprocessing), cache, machine, settings.reading)
     scans = {row.scan: filled.load(row.scan) for row in rows if row.scan in filled.entries}
     if not scans:
         raise Cov3dError(f"{study.source}: none of its first {len(rows)} training scans can be read; try cov3d check")
     if each_step:
-        return show_steps(output, next(iter(scans.values())), settings.preprocessing.shape)
-    numbers = settings.augmentation.numbers(settings.net.family)
-    return show_batch(output, scans, numbers, settings.preprocessing.shape, seed)
+        show_steps(output, next(iter(scans.values())), settings.preprocessing.shape)
+    else:
+        numbers = settings.augmentation.numbers(settings.net.family)
+        show_batch(output, scans, numbers, settings.preprocessing.shape, seed or 0)
+    return filled.failures
+
+
+def _check(
+    output: Path, settings: RunSettings, count: int | None, each_step: bool, seed: int | None, overwrite: bool
+) -> None:
+    """Raise a SettingError for a picture that cannot be written, and for settings that say nothing."""
+    if output.suffix.lower() != ".png":
+        raise SettingError(f"--output {output} is to be a PNG; call it {output.with_suffix('.png')}")
+    if output.exists() and not overwrite:
+        raise SettingError(f"{output} exists; say --overwrite, or another --output")
+    drawn = replace(settings.augmentation, crop_from=None) != Augmentation() or (count, seed) != (None, None)
+    if each_step and drawn:
+        raise SettingError(
+            "--steps shows each step as it is, on one scan; of probabilities, amounts, --scans and --seed it knows nothing, "
+            "so leave them out"
+        )
 
 
 def show_batch(

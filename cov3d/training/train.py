@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from cov3d.training.accumulate import Accumulate
 from cov3d.training.augment import Augment
 from cov3d.training.description import describe, summarise
 from cov3d.training.ema import Ema
-from cov3d.training.epochs import Epochs, Keeper
+from cov3d.training.epochs import Epochs, Keeper, epoch_note
 from cov3d.training.loaders import loaders
 from cov3d.training.loss import loss_of
 from cov3d.training.split import Split, check_trainable, everything, learnt_from, split_rows, unused
@@ -94,8 +95,12 @@ def train_split(
     cache: str | Path,
     folder: Path,
     overwrite: bool = False,
+    about: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Fit a network to the training scans of a split, and keep one epoch; see :func:`train`."""
+    """Fit a network to the training scans of a split, and keep one epoch; see :func:`train`.
+
+    ``about`` is what the model file says of its training besides.
+    """
     device = pick_device(machine.device)
     precision = pick_precision(settings.training.precision, device)
     wanted = learnt_from(split, settings)
@@ -108,8 +113,8 @@ def train_split(
     notes = [*unused(study.rows, wanted), *check_trainable(split, settings.task, choosing=not keep_last)]
     for note in dict.fromkeys([*notes, *(text for filled in caches for text in _failed(filled))]):
         say(f"note: {note}")
-    config = describe(study, settings, machine, summarise(study, split, settings))
-    keeper = Keeper(folder, split.validation, settings, config, keep_last)
+    config = describe(study, settings, machine, {**summarise(study, split, settings), **(about or {})})
+    keeper = Keeper(folder, split.validation, settings, config, epoch_note(wanted, split, keep_last))
     with _advice():
         _fit(network, caches, split, keeper, settings, machine, device, precision)
     keeper.finish()

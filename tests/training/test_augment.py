@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cov3d.config import PUBLISHED_AUGMENTATION, Augmentation, AugmentationNumbers, Preprocessing
+from cov3d.config import (
+    PUBLISHED_AUGMENTATION,
+    Augmentation,
+    AugmentationNumbers,
+    NetSettings,
+    Preprocessing,
+    RunSettings,
+)
 from cov3d.errors import SettingError
 from cov3d.nets.inputs import as_input
 from cov3d.training.augment import Augment, augment
@@ -168,6 +175,15 @@ def test_training_scans_are_cached_larger_in_proportion():
 def test_a_crop_from_less_than_the_width_is_refused_with_advice():
     with pytest.raises(SettingError, match=r"--crop-from 200 is not above --width 224.*choose 256"):
         Augmentation(crop_from=200).to_cache(Preprocessing(width=224))
+
+
+@pytest.mark.parametrize("said", [{"rotate_degrees": 10.0}, {"elastic_voxels": 2.0}, {"crop_from": 320}])
+def test_how_far_a_step_goes_that_never_happens_is_refused(said):
+    with pytest.raises(SettingError, match=r"--[a-z-]+ says nothing where --[a-z-]+ is 0, as it is here; say"):
+        RunSettings(augmentation=Augmentation(**said))
+    RunSettings(net=NetSettings("convnext-micro"), augmentation=Augmentation(**said))
+    step = {"rotate_degrees": "rotate", "elastic_voxels": "elastic", "crop_from": "random_crop"}[next(iter(said))]
+    RunSettings(augmentation=Augmentation(**said, **{step: 0.5}))
 
 
 def test_a_crop_from_nothing_is_refused():

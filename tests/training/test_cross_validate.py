@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from cov3d import (
     RunSettings,
     Training,
     cross_validate,
+    evaluate,
     infer,
     load_model,
     read_study,
@@ -174,6 +176,38 @@ def test_what_is_not_learnt_is_not_scored(labelled: Study, tmp_path: Path):
     assert "severity" not in metrics and metrics["presence"]["n"] == 16
 
 
+def test_a_fold_none_of_whose_scans_can_be_read_says_so(labelled: Study, tmp_path: Path):
+    half = replace(labelled, rows=tuple(replace(row, fold=k % 2) for k, row in enumerate(labelled.rows)))
+    for row in half.rows:
+        if row.fold == 1:
+            for file in row.path.iterdir():
+                file.write_bytes(b"")
+    with pytest.raises(StudyError, match="no training scan"):  # the other fold has nothing to learn from
+        validated(half, tmp_path)
+    folder = validated(half, tmp_path, fold=1)
+    metrics = json.loads((folder / "fold-1" / "metrics.json").read_text())
+    assert "none of the scans held out could be read" in metrics["note"]
+
+
+def test_the_tables_own_folds_are_held_out(labelled: Study, tmp_path: Path):
+    dealt = replace(labelled, rows=tuple(replace(row, fold=k // 2 % 2) for k, row in enumerate(labelled.rows)))
+    folder = validated(dealt, tmp_path)
+    held = {line["scan"]: int(line["fold"]) for line in table(folder / "folds.csv")}
+    assert held == {row.scan: row.fold for row in dealt.rows}
+
+
+def test_out_of_fold_answers_are_not_called_answers_about_training_scans(labelled: Study, tmp_path: Path):
+    folder = validated(labelled, tmp_path)
+    notes = evaluate(folder / "out-of-fold.csv", labelled)["notes"]
+    assert notes == ["each of these was answered by the fold that has not seen it"]
+
+
+@pytest.mark.parametrize("besides", [{"fold": 0}, {"overwrite": True}])
+def test_collecting_trains_nothing_so_what_trains_is_refused_beside_it(labelled: Study, tmp_path: Path, besides: dict):
+    with pytest.raises(SettingError, match="--collect trains nothing"):
+        validated(labelled, tmp_path, collect_only=True, **besides)
+
+
 def test_settings_that_say_nothing_here_are_refused(labelled: Study, tmp_path: Path):
     held = replace(SETTINGS, training=replace(SETTINGS.training, validation_fraction=0.5))
     with pytest.raises(SettingError, match="--validation-fraction says nothing here"):
@@ -254,6 +288,17 @@ def test_a_fold_that_is_left_out_is_left_out_where_it_has_a_model_too(labelled: 
     assert [file.parent.name for file in find_models([folder], allow_missing=True)] == ["fold-0"]
 
 
+def test_a_lost_fold_is_noticed_where_the_plan_is_gone_too(labelled: Study, tmp_path: Path):
+    folder = validated(labelled, tmp_path)
+    (folder / "cross-validation.json").unlink()
+    assert len(load_models([folder], torch.device("cpu"))) == 2
+    shutil.rmtree(folder / "fold-0")
+    with pytest.raises(ModelError, match=r"fold-0: this fold, one of 2, is missing.*--allow-missing"):
+        load_models([folder], torch.device("cpu"))
+    assert len(load_models([folder], torch.device("cpu"), allow_missing=True)) == 1
+    assert len(load_models([folder / "fold-1"], torch.device("cpu"))) == 1  # this one is what was asked for
+
+
 # All data
 
 
@@ -265,5 +310,5 @@ def test_all_data_trains_on_every_labelled_scan_and_scores_nothing(labelled: Stu
     assert (model.training["train_scans"], model.training["validation_scans"]) == (16, 0)
     assert model.training["epoch"] == 2
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["presence"]["macro_f1"] is None and "there is no score" in metrics["note"]
+    assert metrics == {"presence": {"epoch": 2}, "note": metrics["note"]} and "there is no score" in metrics["note"]
     assert table(run / "predictions.csv") == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,21 @@ def test_scans_of_one_patient_count_as_one():
 def test_the_table_is_written_with_a_line_a_scan(tmp_path: Path):
     lines = deal(rows(), 5, 0).write(tmp_path / "folds.csv").read_text().splitlines()
     assert lines[0] == "scan,fold,class" and len(lines) == 121
+
+
+def test_a_studys_own_folds_stay_as_its_table_says():
+    own = [replace(row, fold=k % 3, split="validation" if k % 3 == 0 else "train") for k, row in enumerate(rows())]
+    folds = deal([*own, Row("without a number", Path("x"), presence=1)], 3, seed=0)
+    assert folds.rows == tuple(own) and folds.numbers == tuple(k % 3 for k in range(120))
+
+
+def test_another_number_of_folds_than_the_tables_is_refused_with_its_number():
+    own = [replace(row, fold=k % 3) for k, row in enumerate(rows())]
+    with pytest.raises(StudyError, match=r"the study's table are 0, 1, 2; say --folds 3"):
+        deal(own, 5, seed=0)
+
+
+def test_a_patient_in_two_of_the_tables_folds_is_refused():
+    own = [replace(row, fold=k % 3) for k, row in enumerate(rows(patients=7))]
+    with pytest.raises(StudyError, match=r"one patient in different folds \(scan_0"):
+        deal(own, 3, seed=0)

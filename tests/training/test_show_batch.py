@@ -58,7 +58,23 @@ def test_the_command_draws_a_studys_training_scans(study, tmp_path):
     words += ["--crop-from", "40", "--scans", "3", "--device", "cpu", "--workers", "1"]
     words += ["--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "batch.png")]
     runs = [CliRunner().invoke(app, [*words, *further]) for further in ([], [], ["--overwrite", "--steps"])]
-    assert [run.exit_code for run in runs] == [0, 2, 0]
-    assert "say --overwrite" in runs[1].stderr
+    assert [run.exit_code for run in runs] == [0, 2, 2]
+    assert "say --overwrite" in runs[1].stderr and "so leave them out" in runs[2].stderr  # of --scans
+    del words[words.index("--scans") : words.index("--scans") + 2]
+    assert CliRunner().invoke(app, [*words, "--overwrite", "--steps"]).exit_code == 0
     assert Image.open(tmp_path / "batch.png").format == "PNG"
     assert [folder.name[:8] for folder in (tmp_path / "cache").iterdir()] == ["40x40x40"]
+
+
+def test_a_scan_that_cannot_be_drawn_is_named(study, tmp_path):
+    broken = sorted((study / "train" / "covid").iterdir())[0]
+    for file in broken.iterdir():
+        file.write_bytes(b"")
+    words = ["show-batch", str(study), "--width", "16", "--workers", "1", "--cache", str(tmp_path / "cache")]
+    run = CliRunner().invoke(app, [*words, "--output", str(tmp_path / "batch.png")])
+    assert run.exit_code == 3 and broken.name in run.stderr and (tmp_path / "batch.png").exists()
+
+
+def test_a_picture_of_another_kind_is_refused(study, tmp_path):
+    run = CliRunner().invoke(app, ["show-batch", str(study), "--output", str(tmp_path / "batch.jpg")])
+    assert run.exit_code == 2 and "batch.png" in run.stderr
