@@ -155,6 +155,7 @@ def _scan(path: Path, stack: Stack, reading: Reading, flaws: Sequence[Flaw], rem
         flaws=tuple(flaws),
         reading=reading,
         positions=stack.positions,
+        affine=stack.affine[:, [2, 1, 0, 3]],  # columns, rows, slices, as NIfTI has them
     )
 
 

@@ -56,7 +56,9 @@ class Scan:
 
     Array axes point to Inferior, Posterior and Left: slice 0 at the head, rows front to back, columns patient right to
     left, the radiological view. ``slices`` is a sequence of ``(H, W)`` arrays, decoded when asked for;
-    :attr:`voxels` is all of them.
+    :attr:`voxels` is all of them. ``affine`` ``(4, 4)`` takes the indices (i, j, k) of the voxels as they are stored to
+    mm Right, Anterior, Superior; :func:`cov3d.scans.volume.canonical_turn` turns those voxels to these axes. Pictures have
+    none.
     """
 
     source: Path
@@ -68,6 +70,7 @@ class Scan:
     reading: Reading = field(default_factory=Reading)
     positions: np.ndarray = field(default_factory=lambda: np.empty(0))  # (n,) along D, any unit, increasing
     listed: int = 0  # slices the source lists, unreadable ones among them
+    affine: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for flaw in self.flaws:

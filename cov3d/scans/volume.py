@@ -97,6 +97,7 @@ def volume_scan(
         warnings=(*warnings, *oblique, *_plane(height, width), *holes, *unit.warnings),
         flaws=flaws,
         reading=reading,
+        affine=affine,
     )
 
 
