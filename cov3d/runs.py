@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 CONFIG = "config.json"
-KEPT = ("presence.safetensors", "severity.safetensors")
+ANSWERING = ("presence.safetensors", "severity.safetensors")
+KEPT = (*ANSWERING, "masks.safetensors")
 FINISHED = "metrics.json"  # the last thing that a run writes
 PREDICTIONS = "predictions.csv"
 RUN_FILES = (CONFIG, "history.csv", *KEPT, "last.safetensors", PREDICTIONS, FINISHED, "curves.png")

@@ -9,9 +9,13 @@ from torch import nn
 from cov3d.config import NetSettings
 from cov3d.errors import SettingError
 from cov3d.nets.convnext import convnext
+from cov3d.nets.encoder import Encoder
 from cov3d.nets.resnet import mc3_18, r2plus1d_18, resnet18
+from cov3d.nets.upernet import Segmenter
 
-NETS: dict[str, Callable[[NetSettings], nn.Module]] = {
+Heads = tuple[str, ...]
+CLASSES, MASKS = "classes", "masks"  # what a network may answer
+NETS: dict[str, Callable[[NetSettings], Encoder]] = {
     "resnet18": resnet18,
     "mc3-18": mc3_18,
     "r2plus1d-18": r2plus1d_18,
@@ -22,12 +26,15 @@ NETS: dict[str, Callable[[NetSettings], nn.Module]] = {
 }
 
 
-def build(settings: NetSettings) -> nn.Module:
+def build(settings: NetSettings, heads: Heads = (CLASSES,)) -> nn.Module:
     """The network that ``settings`` describe, with random weights: ``(B, 1, D, H, W)`` → logits ``(B, 6)``.
+
+    With ``"masks"`` among its heads it is a :class:`cov3d.nets.upernet.Segmenter`.
 
     Raises:
         SettingError: there is no such architecture.
     """
     if settings.architecture not in NETS:
         raise SettingError(f"--architecture {settings.architecture!r} is not one of {', '.join(NETS)}")
-    return NETS[settings.architecture](settings)
+    encoder = NETS[settings.architecture](settings)
+    return Segmenter(encoder, classify=CLASSES in heads) if MASKS in heads else encoder

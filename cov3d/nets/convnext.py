@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from cov3d.config import LEAST_SIDE, NetSettings
 from cov3d.errors import SettingError
 from cov3d.labels import LOGITS
-from cov3d.nets.checkpoint import checkpointed
 from cov3d.nets.depthwise import Depthwise
+from cov3d.nets.encoder import Encoder
 from cov3d.nets.pool import POOLS
 
 BLOCKS = {
@@ -48,15 +48,13 @@ def convnext(settings: NetSettings) -> ConvNeXt:
     return ConvNeXt(settings)
 
 
-class ConvNeXt(nn.Module):
+class ConvNeXt(Encoder):
     """A 3D ConvNeXt: ``(B, 1, D, H, W)`` float, sides of at least 32 → logits ``(B, 6)`` (:mod:`cov3d.labels`)."""
-
-    checkpointing = False  # recompute activations in the backward pass instead of keeping them
 
     def __init__(self, settings: NetSettings):
         super().__init__()
         numbers = settings.numbers
-        widths = [numbers.base_width * 2**stage for stage in range(4)]
+        self.widths = widths = tuple(numbers.base_width * 2**stage for stage in range(4))
         blocks = BLOCKS[settings.architecture]
         drops = torch.linspace(0, numbers.drop_path, sum(blocks), device="cpu").split(blocks)  # deeper, likelier
         stem = nn.Sequential(Patches(1, widths[0], 4), ChannelNorm(widths[0], EPSILON))
@@ -79,17 +77,12 @@ class ConvNeXt(nn.Module):
         )
         self.apply(initialise)
 
-    def forward(self, x: Tensor) -> Tensor:
-        for features in self._features(x):  # one at a time: without gradients, earlier stages need not be kept
-            x = features
-        x = self.norm(self.pool(x))  # (B, 8w, D/32, H/32, W/32) -> (B, 8w)
+    def answer(self, features: Tensor) -> Tensor:
+        x = self.norm(self.pool(features))  # (B, 8w, D/32, H/32, W/32) -> (B, 8w)
         return self.head(x)  # (B, 8w) -> (B, 6)
 
-    def features(self, x: Tensor) -> list[Tensor]:
-        """What the four stages give: feature maps of w, 2w, 4w, 8w channels, for a decoder."""
-        return list(self._features(x))
-
-    def _features(self, x: Tensor) -> Iterator[Tensor]:
+    def stage_maps(self, x: Tensor) -> Iterator[Tensor]:
+        """What the four stages give: w, 2w, 4w, 8w channels."""
         if min(x.shape[2:]) < LEAST_SIDE:
             sides = "×".join(map(str, x.shape[2:]))
             raise SettingError(f"a ConvNeXt needs sides of at least {LEAST_SIDE} voxels, got {sides}; raise --width")
@@ -97,7 +90,7 @@ class ConvNeXt(nn.Module):
         for shrink, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = shrink(x)  # the stem a quarter of D, H and W, the others half of each
             for block in stage.children():
-                x = checkpointed(block, x) if self.checkpointing else block(x)
+                x = self.through(block, x)
             yield x
 
 

@@ -1,8 +1,9 @@
 """The model file: a network, and all that is needed to run it.
 
 It is a safetensors file. Its header's ``cov3d`` is JSON: ``format``, ``version`` of cov3d, ``net`` (architecture and its
-settings), ``preprocessing``, ``task``, ``classes``, ``training`` (a summary), and ``sha256`` of all this and the weights,
-so that a flipped bit in either is found. It is read in one go and checked whole; a model loads entirely or not at all.
+settings), ``heads`` (what it answers), ``preprocessing``, ``task``, ``classes``, ``training`` (a summary), and ``sha256``
+of all this and the weights, so that a flipped bit in either is found. It is read in one go and checked whole; a model loads
+entirely or not at all.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
 import torch
@@ -23,7 +24,10 @@ from cov3d.commit import commit
 from cov3d.config import NetSettings, Preprocessing, Task, check_task, from_dict, to_dict
 from cov3d.errors import ModelError
 from cov3d.labels import PRESENCE, SEVERITY
-from cov3d.nets.build import build
+from cov3d.nets.build import CLASSES as CLASSES_HEAD
+from cov3d.nets.build import MASKS as MASKS_HEAD
+from cov3d.nets.build import Heads, build
+from cov3d.nets.upernet import Segmenter
 from cov3d.nets.weights import check_finite, count, read_whole, size, unpack_safetensors
 
 FORMAT = 1
@@ -41,6 +45,15 @@ class Model:
     training: dict[str, Any]  # counts, epochs, best score and on what
     source: Path | None
     sha256: str  # of the whole file
+    heads: Heads = (CLASSES_HEAD,)
+
+    def classes(self, x: Tensor) -> Tensor:
+        """Logits ``(B, 6)`` of scans ``(B, 1, D, H, W)`` in [0, 1]."""
+        return self.net.classes(x) if isinstance(self.net, Segmenter) else self.net(x)
+
+    def masks(self, x: Tensor) -> Tensor:
+        """Logits ``(B, 1, D, H, W)`` of lesions; only a model with that head has them."""
+        return cast(Segmenter, self.net).masks(x)
 
 
 def save_model(
@@ -50,6 +63,7 @@ def save_model(
     preprocessing: Preprocessing,
     task: Task,
     training: Mapping[str, Any],
+    heads: Heads = (CLASSES_HEAD,),
 ) -> Path:
     """Write a model file, whole or not at all.
 
@@ -63,6 +77,7 @@ def save_model(
         "format": FORMAT,
         "version": cov3d.__version__,
         "net": to_dict(settings),
+        "heads": list(heads),
         "preprocessing": to_dict(preprocessing),
         "task": task,
         "classes": CLASSES,
@@ -127,13 +142,21 @@ def describe(header: Mapping[str, Any], path: str | Path, sha256: str) -> Model:
     """The model that a header describes, its network still without weights."""
     try:
         settings = from_dict(NetSettings, header["net"], "its header")
+        heads = check_heads(header.get("heads", [CLASSES_HEAD]))
         with torch.device("meta"):  # shapes without memory: whatever the header says, the file's size is the bound
-            net = build(settings)
+            net = build(settings, heads)
         preprocessing = from_dict(Preprocessing, header["preprocessing"], "its header")
         task, training = check_task(header["task"]), dict(header["training"])
     except Exception as error:  # a header can be wrong in any way; build says in its own words what it cannot build
         raise ModelError(f"{path} describes no model that this version of cov3d can build: {error}") from error
-    return Model(net, settings, preprocessing, task, training, Path(path), sha256)
+    return Model(net, settings, preprocessing, task, training, Path(path), sha256, heads)
+
+
+def check_heads(heads: Any) -> Heads:
+    """What a model answers, if it is something."""
+    if heads not in ([CLASSES_HEAD], [MASKS_HEAD], [CLASSES_HEAD, MASKS_HEAD]):
+        raise ValueError(f"answers {heads!r}, of which this version knows nothing")
+    return tuple(heads)
 
 
 def check_tensors(tensors: Mapping[str, Tensor], net: nn.Module, path: str | Path) -> None:

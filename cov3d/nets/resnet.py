@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from cov3d.config import NetSettings
 from cov3d.labels import LOGITS
-from cov3d.nets.checkpoint import checkpointed
+from cov3d.nets.encoder import Encoder
 from cov3d.nets.pool import POOLS
 
 # (inputs, outputs, middle, stride) -> a convolution; only the factored one has middle channels.
@@ -45,15 +45,14 @@ def r2plus1d_18(settings: NetSettings) -> ResNet:
     return ResNet(settings, factored_stem, [factored] * 4)
 
 
-class ResNet(nn.Module):
+class ResNet(Encoder):
     """A 3D ResNet of 18 layers: ``(B, 1, D, H, W)`` float → logits ``(B, 6)`` (:mod:`cov3d.labels`)."""
-
-    checkpointing = False  # recompute activations in the backward pass instead of keeping them
 
     def __init__(self, settings: NetSettings, stem: Callable[[int], nn.Module], convolutions: Sequence[Convolution]):
         super().__init__()
         numbers = settings.numbers
         w = numbers.base_width
+        self.widths = (w, 2 * w, 4 * w, 8 * w)
         self.stem = stem(w)
         self.layer1 = stage(w, w, convolutions[0], stride=1)
         self.layer2 = stage(w, 2 * w, convolutions[1], stride=2)
@@ -69,21 +68,16 @@ class ResNet(nn.Module):
         )
         self.apply(initialise)
 
-    def forward(self, x: Tensor) -> Tensor:
-        for features in self._features(x):  # one at a time: without gradients, earlier stages need not be kept
-            x = features
-        x = self.pool(x)  # (B, 8w, D/8, H/16, W/16) -> (B, 8w)
+    def answer(self, features: Tensor) -> Tensor:
+        x = self.pool(features)  # (B, 8w, D/8, H/16, W/16) -> (B, 8w)
         return self.head(x)  # (B, 8w) -> (B, 6)
 
-    def features(self, x: Tensor) -> list[Tensor]:
-        """What layer1…layer4 give, after dropout: four feature maps of w, 2w, 4w, 8w channels, for a decoder."""
-        return list(self._features(x))
-
-    def _features(self, x: Tensor) -> Iterator[Tensor]:
+    def stage_maps(self, x: Tensor) -> Iterator[Tensor]:
+        """What layer1…layer4 give, after dropout: w, 2w, 4w, 8w channels."""
         x = self.stem(x)  # (B, 1, D, H, W) -> (B, w, D, H/2, W/2)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in layer:
-                x = checkpointed(block, x) if self.checkpointing else block(x)
+                x = self.through(block, x)
             x = self.dropout(x)  # from layer2 on: twice the channels, half of D, H and W
             yield x
 

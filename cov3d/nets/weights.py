@@ -140,11 +140,14 @@ def kinetics(settings: NetSettings) -> Tensors:
 
 
 def read_weights(path: str | Path) -> Tensors:
-    """The tensors of a file by name, all of them finite, without the ``module.`` that parallel training adds."""
+    """The tensors of a file by name, all of them finite.
+
+    Without the ``module.`` that parallel training adds, and the ``encoder.`` of a network that draws masks too.
+    """
     data = read_whole(path)
     tensors = unpack_torch(data, path) if is_pickled(data) else unpack_safetensors(data, path)
     check_finite(tensors, path)
-    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return {name.removeprefix("module.").removeprefix("encoder."): tensor for name, tensor in tensors.items()}
 
 
 def read_whole(path: str | Path) -> bytes:

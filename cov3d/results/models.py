@@ -13,7 +13,7 @@ import torch
 from cov3d.console import say
 from cov3d.errors import ModelError
 from cov3d.nets.model import Model, load_model
-from cov3d.runs import FINISHED, KEPT, MOST_FOLDS, PLAN, fold_folder
+from cov3d.runs import ANSWERING, FINISHED, KEPT, MOST_FOLDS, PLAN, fold_folder
 
 OUTPUTS = Path("outputs")  # where runs are, if nothing else was asked for
 
@@ -102,7 +102,7 @@ def _missing(plan: Path) -> Iterator[Path]:
         count, task = int(content["folds"]), content["task"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{plan}: is damaged; run cov3d cross-validate again") from error
-    wanted = [FINISHED, *(KEPT if task == "both" else (f"{task}.safetensors",))]
+    wanted = [FINISHED, *(ANSWERING if task == "both" else (f"{task}.safetensors",))]
     for fold in (fold_folder(plan.parent, number) for number in range(count)):
         if not all((fold / name).is_file() for name in wanted):
             yield fold
