@@ -14,14 +14,21 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cov3d.config import (
+    Architecture,
     Augmentation,
     Inference,
+    LossSettings,
     Machine,
     Messages,
+    Method,
     NetSettings,
+    PictureSettings,
     Preprocessing,
+    Pretraining,
     Reading,
     RunSettings,
+    Training,
+    check_said,
 )
 from cov3d.console import complain, printable, say, set_quiet, show
 from cov3d.errors import Cov3dError
@@ -45,6 +52,9 @@ CacheOption = Annotated[Path, typer.Option(help="Folder of the tensor caches.")]
 OutputDirOption = Annotated[Path | None, typer.Option(help="The run's folder.", show_default="outputs/TASK")]
 RecipeOption = Annotated[
     str | None, typer.Option(help="Published settings by name ('cov3d recipes'); what you say besides overrides them.")
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on with a run that was stopped, after its last epoch.")
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote.")]
 
@@ -196,7 +206,7 @@ def preprocess(
     return _list_failures(filled.failures, of=len(read.rows))
 
 
-@command()
+@command(stopped="say --resume to go on after the last whole epoch")
 def train(
     messages: Messages,
     settings: RunSettings,
@@ -209,12 +219,13 @@ def train(
     all_data: Annotated[
         bool, typer.Option("--all-data", help="Train on every labelled scan; keep the last epoch; score nothing.")
     ] = False,
+    resume: ResumeOption = False,
 ) -> int:
     """Fit a network to a study, keeping its best epoch; preprocess first what the cache lacks."""
     from cov3d.scans.study import read_study
     from cov3d.training.train import train
 
-    run = train(read_study(study), settings, machine, cache, output_dir, overwrite, all_data)
+    run = train(read_study(study), settings, machine, cache, output_dir, overwrite, all_data, resume)
     show(str(run.folder))
     return _list_failures(run.failures)
 
@@ -244,6 +255,45 @@ def cross_validate(
     return _list_failures(run.failures)
 
 
+@command(stopped="say --resume to go on after the last whole epoch")
+def pretrain(
+    messages: Messages,
+    pretraining: Pretraining,
+    preprocessing: Preprocessing,
+    net: NetSettings,
+    training: Training,
+    augmentation: Augmentation,
+    pictures: PictureSettings,
+    reading: Reading,
+    machine: Machine,
+    study: Annotated[
+        Path, typer.Argument(metavar="STUDY", help="The study, or the folder of pictures.", show_default="this folder")
+    ] = Path(),
+    method: Annotated[
+        Method, typer.Option(help="What is learnt: pictures, masks, a teacher's masks, or both.")
+    ] = "segmentation",
+    cache: CacheOption = Path("cache"),
+    output_dir: Annotated[Path | None, typer.Option(help="The run's folder.", show_default="pretrained/METHOD")] = None,
+    overwrite: OverwriteOption = False,
+    resume: ResumeOption = False,
+) -> int:
+    """Give a network knowledge before it sees a study; its file is for 'train --weights'."""
+    from cov3d.scans.study import read_study
+    from cov3d.training.pictures import pretrain_pictures
+    from cov3d.training.pretrain import pretrain
+
+    output = output_dir or Path("pretrained") / method
+    check_said(method, preprocessing, augmentation, reading, pictures)
+    if method == "imagenet":
+        pretraining.check_used(method)
+        run = pretrain_pictures(study, pictures, training, net, machine, output, overwrite, resume)
+    else:
+        settings = RunSettings("severity", preprocessing, net, LossSettings(), training, augmentation, reading)
+        run = pretrain(read_study(study), method, settings, pretraining, machine, cache, output, overwrite, resume)
+    show(str(run.folder))
+    return _list_failures(run.failures)
+
+
 @command()
 def recipes(messages: Messages) -> None:
     """List the published settings, by name, with their published macro F1."""
@@ -257,12 +307,13 @@ def recipes(messages: Messages) -> None:
 def show_batch(
     messages: Messages,
     preprocessing: Preprocessing,
-    net: NetSettings,
     augmentation: Augmentation,
     reading: Reading,
     machine: Machine,
     study: StudyArgument = Path(),
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")] = Path("batch.png"),
+    architecture: Annotated[Architecture, typer.Option(help="Whose published augmentation.")] = "resnet18",
+    recipe: RecipeOption = None,
     scans: Annotated[int | None, typer.Option(help="How many scans; 8 if not said.", min=1, max=64)] = None,
     steps: Annotated[bool, typer.Option("--steps", help="Show each step by itself, on one scan.")] = False,
     cache: CacheOption = Path("cache"),
@@ -273,6 +324,7 @@ def show_batch(
     from cov3d.scans.study import read_study
     from cov3d.training.show_batch import show_study
 
+    net = NetSettings(architecture)
     settings = RunSettings(preprocessing=preprocessing, net=net, augmentation=augmentation, reading=reading)
     failures = show_study(read_study(study), settings, machine, cache, output, scans, steps, seed, overwrite)
     show(str(output))
@@ -294,6 +346,9 @@ def infer(
     resume: Annotated[bool, typer.Option("--resume", help="Keep the answers that are there; do the rest.")] = False,
     overwrite: OverwriteOption = False,
     submission: Annotated[Path | None, typer.Option(help="Also write the challenge's class lists here.")] = None,
+    masks: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Also write masks of lesions here, as NIfTI on each scan.")
+    ] = None,
     output_csv: Annotated[Path | None, typer.Option(hidden=True)] = None,
     scan: Annotated[list[Path] | None, typer.Option(hidden=True)] = None,
     scan_dir: Annotated[list[Path] | None, typer.Option(hidden=True)] = None,
@@ -303,7 +358,7 @@ def infer(
 
     asked = [*(scans or []), *(scan or []), *(scan_dir or [])]
     output = output_csv or output
-    rows = infer(asked, model or [], output, inference, machine, resume, overwrite, submission, reading)
+    rows = infer(asked, model or [], output, inference, machine, resume, overwrite, submission, reading, masks)
     show(summary(rows, output))
     return _list_failures({row.path: row.error for row in rows if row.error}, of=len(rows))
 

@@ -43,7 +43,7 @@ def write_jpeg(path: Path, hu: np.ndarray, spacing: Sequence[float], seed: int |
 
 
 def write_nifti(path: Path, hu: np.ndarray, spacing: Sequence[float], seed: int | Generator = 0) -> Path:
-    """Write one ``.nii.gz`` in HU, whose axes point Right, Anterior, Superior: each against ours."""
+    """Write one ``.nii.gz`` in HU, or a mask, whose axes point Right, Anterior, Superior: each against ours."""
     import nibabel
 
     voxels = hu.transpose()[::-1, ::-1, ::-1]

@@ -58,6 +58,17 @@ def parse_presence(text: str) -> int:
     raise Cov3dError(f"presence {text!r} is not one of 0, 1, non-covid, covid")
 
 
+def parse_outcome(text: str) -> int:
+    """What became of a patient, 0 or 1, or ``UNKNOWN`` for an empty cell.
+
+    Raises:
+        Cov3dError: it is something else.
+    """
+    if text.strip() not in ("", "0", "1", "0.0", "1.0"):
+        raise Cov3dError(f"outcome {text[:100]!r} is not 0 or 1")
+    return int(float(text)) if text.strip() else UNKNOWN
+
+
 def parse_severity(text: str) -> int:
     """1…4 or ``UNKNOWN`` from ``3``, ``3.0``, ``Severe``, empty."""
     word = _word(text)

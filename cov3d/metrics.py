@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,26 @@ def score_presence(truth: np.ndarray, covid: np.ndarray, threshold: float | np.n
 
 
 def score_severity(truth: np.ndarray, severity: np.ndarray) -> dict[str, Any]:
-    """Scores of severity: truth ``(N,)`` of 1…4 or UNKNOWN (left out), probabilities ``(N, 4)``."""
+    """Scores of severity: truth ``(N,)`` of 1…4 or UNKNOWN (left out), probabilities ``(N, 4)``.
+
+    The AUC is the mean over all pairs of classes that occur (Hand and Till, 2001), of two the usual one.
+    """
     known = truth != UNKNOWN
     graded, given = truth[known] - 1, severity[known]
     scores = score(graded, given.argmax(1), SEVERITY)
     scores["log_loss"] = _log_loss(given[np.arange(len(graded)), graded])
+    if len(set(graded)) > 1:
+        scores["auc"] = _pairwise_auc(graded, given)
     return scores
+
+
+def _pairwise_auc(truth: np.ndarray, given: np.ndarray) -> float:
+    """The mean AUC of pairs of classes, each from both sides: how well a class's probability tells it from the other."""
+    found = []
+    for one, other in permutations(sorted(set(truth.tolist())), 2):
+        pair = (truth == one) | (truth == other)
+        found.append(roc_auc_score(truth[pair] == one, given[pair, one]))
+    return float(np.mean(found))
 
 
 def score(truth: np.ndarray, answer: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:

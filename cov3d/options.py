@@ -1,21 +1,23 @@
 """Settings groups become command-line options: one field, one option, one help text.
 
-A command takes whole groups (``def train(study, training: Training, net: NetSettings)``); :func:`expand` gives Typer a
-function that takes their fields one by one. Where a command takes a ``recipe``, its options stand in for those not given.
+A command takes whole groups (``def train(study, settings: RunSettings)``); :func:`expand` gives Typer a function that takes
+their fields one by one. Where a command takes a ``recipe``, or the ``method`` of a pretraining, its options stand in for those
+that nobody gave.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import Field, fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from cov3d.config import from_options
 from cov3d.errors import SettingError
-from cov3d.recipes import find_recipe
+from cov3d.recipes import METHODS, Recipe, find_recipe
 
 
 def expand(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,15 +34,16 @@ def expand(command: Callable[..., Any]) -> Callable[..., Any]:
             kind = inspect.Parameter.KEYWORD_ONLY
             parameters.append(inspect.Parameter(parameter.name, kind, default=parameter.default, annotation=hint))
 
-    if "recipe" in hints:
+    own = {name for name in hints if name not in groups}
+    if {"recipe", "method"} & set(hints):
         kind = inspect.Parameter.KEYWORD_ONLY
         parameters.append(inspect.Parameter("context", kind, annotation=typer.Context))
 
     @functools.wraps(command)
     def expanded(**values: Any) -> Any:
         values = with_recipe(values)
-        built = {name: _build(group, values) for name, group in groups.items()}
-        return command(**values, **built)
+        built = {name: _built(group, values) for name, group in groups.items()}
+        return command(**{name: value for name, value in values.items() if name in own}, **built)
 
     vars(expanded)["__signature__"] = inspect.Signature(parameters)
     expanded.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -54,22 +57,40 @@ def with_recipe(values: dict[str, Any]) -> dict[str, Any]:
     Raises:
         SettingError: there is no such recipe, or it begins with weights that nobody named.
     """
-    context, name = values.pop("context", None), values.get("recipe")
-    if context is None or name is None:
+    context, recipe = values.pop("context", None), _recipe(values)
+    if context is None or recipe is None:
         return values
-    recipe = find_recipe(name)
     given = {option for option in values if _source(context, option) != "DEFAULT"}
     if recipe.weights and "weights" not in given:
         raise SettingError(
-            f"--recipe {name} begins with {recipe.weights}; say --weights FILE, or --weights none --inflate none"
+            f"--recipe {recipe.name} begins with {recipe.weights}; say --weights FILE, or --weights none"
         )
-    return {**values, **{option: value for option, value in recipe.options.items() if option not in given}}
+    return {**values, **recipe.beside({option: values[option] for option in given})}
+
+
+def _recipe(values: Mapping[str, Any]) -> Recipe | None:
+    """The recipe that a command's options name; a way of pretraining is one, too."""
+    if "method" in values:
+        return METHODS[values["method"]]
+    return find_recipe(values["recipe"]) if values.get("recipe") is not None else None
 
 
 def _source(context: typer.Context, option: str) -> str:
     """Where an option's value comes from: DEFAULT, COMMANDLINE, …"""
     source = context.get_parameter_source(option)
     return source.name if source else "DEFAULT"
+
+
+def _built(group: type, values: Mapping[str, Any]) -> Any:
+    """A group from its options' values. Where a recipe gave some of them, an error says so: nobody may have typed them."""
+    try:
+        return from_options(group, values)
+    except SettingError as error:
+        recipe = _recipe(values)
+        if recipe is None:
+            raise
+        option = "method" if "method" in values else "recipe"
+        raise SettingError(f"with --{option} {recipe.name}: {error}") from error
 
 
 def _parameters(group: type) -> list[inspect.Parameter]:
@@ -79,17 +100,6 @@ def _parameters(group: type) -> list[inspect.Parameter]:
         _parameters(hints[f.name]) if is_dataclass(hints[f.name]) else [_parameter(group, f)] for f in fields(group)
     ]
     return [parameter for part in nested for parameter in part]
-
-
-def _build(group: type, values: dict[str, Any]) -> Any:
-    """A group from its options' values, which are taken out of ``values``."""
-    hints = get_type_hints(group)
-    return group(
-        **{
-            f.name: _build(hints[f.name], values) if is_dataclass(hints[f.name]) else values.pop(f.name)
-            for f in fields(group)
-        }
-    )
 
 
 def _has_groups(group: type) -> bool:

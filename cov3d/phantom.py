@@ -16,11 +16,12 @@ from cov3d import console
 from cov3d.chest import SMALLEST, draw
 from cov3d.commit import TEMPORARY_PREFIX, commit_json, commit_text
 from cov3d.errors import Cov3dError, SettingError
-from cov3d.forms import FORMS, Form
+from cov3d.forms import FORMS, Form, write_nifti
 from cov3d.labels import PRESENCE, SEVERITY, SEVERITY_TABLES
 
 SLICES = (40, 64)  # a scan of a study has so many, whatever its class
 RECORD = "phantom.json"  # tells a drawn study from a patients' one, which is never overwritten
+MASKS = "masks"  # folder of the lesions, laid out as the scans
 PLACE = re.compile(rf"({'|'.join(SEVERITY_TABLES)})/({'|'.join(PRESENCE)})/ct_scan_?[0-9]+")  # of a scan in the study
 
 
@@ -50,7 +51,8 @@ def write_study(
 
     Half of the scans are negative, the positives spread evenly over the severities. ``validation`` is the share of scans
     held out, ``annotated`` the share of positives whose severity the tables tell. With ``labels="random"`` folders and
-    tables say nothing of what is drawn: whoever learns more than chance from them has cheated. Returns the folder.
+    tables say nothing of what is drawn: whoever learns more than chance from them has cheated. Whatever the form, the lesions
+    of each scan are ``masks/<partition>/<class>/ct_scan_<n>.nii.gz``, 0 and 1, and lie on it. Returns the folder.
 
     Raises:
         SettingError: an impossible setting, or too few scans for negatives and positives in both partitions.
@@ -68,6 +70,7 @@ def write_study(
             rng = np.random.default_rng([seed, index])
             chest = draw([seed, index], plan.drawn, size, int(rng.integers(*SLICES, endpoint=True)))
             form.write(folder / f"{plan.path}{form.suffix}", chest.hu, chest.spacing, rng)
+            write_nifti(_mask_of(folder, plan.path), chest.lesions.astype(np.uint8), chest.spacing)
             name = Path(plan.path).name
             if plan.annotated:
                 tables[plan.partition].append(f"{name};{plan.said}")
@@ -107,7 +110,7 @@ def _make_room(folder: Path, overwrite: bool) -> None:
             f"{folder} is not empty; name a new folder, or say --overwrite to replace a study drawn there"
         )
     drawn = _drawn_files(folder)
-    files = [path for split in SEVERITY_TABLES for path in (folder / split).rglob("*") if path.is_file()]
+    files = [path for part in (*SEVERITY_TABLES, MASKS) for path in (folder / part).rglob("*") if path.is_file()]
     foreign = [path for path in files if path not in drawn and not path.name.startswith(TEMPORARY_PREFIX)]
     if foreign:
         raise Cov3dError(f"{foreign[0]} was not drawn by cov3d, so nothing is overwritten; name a new folder")
@@ -133,8 +136,12 @@ def _drawn_files(folder: Path) -> set[Path]:
         raise Cov3dError(f"{folder} was not drawn by cov3d, so nothing is overwritten; name a new folder") from error
     files = {folder / table for table in SEVERITY_TABLES.values()}
     for place in drawn:
-        files |= _files_of(folder / place, form)
+        files |= {*_files_of(folder / place, form), _mask_of(folder, place)}
     return {path for path in files if path.is_file()}
+
+
+def _mask_of(folder: Path, place: str) -> Path:
+    return folder / MASKS / f"{place}.nii.gz"
 
 
 def _files_of(scan: Path, form: Form) -> set[Path]:

@@ -9,7 +9,21 @@ ANSWERING = ("presence.safetensors", "severity.safetensors")
 KEPT = (*ANSWERING, "masks.safetensors")
 FINISHED = "metrics.json"  # the last thing that a run writes
 PREDICTIONS = "predictions.csv"
-RUN_FILES = (CONFIG, "history.csv", *KEPT, "last.safetensors", PREDICTIONS, FINISHED, "curves.png")
+STATE = "state.pt"  # what a stopped run goes on with
+FLAT_WEIGHTS = "weights.safetensors"  # of a 2D network
+OVERLAPS = "overlaps.csv"  # of masks
+RUN_FILES = (
+    CONFIG,
+    "history.csv",
+    *KEPT,
+    "last.safetensors",
+    FLAT_WEIGHTS,
+    STATE,
+    OVERLAPS,
+    PREDICTIONS,
+    FINISHED,
+    "curves.png",
+)
 
 PLAN = "cross-validation.json"  # in a cross-validation's folder, and nowhere else
 FOLDS = "folds.csv"

@@ -67,8 +67,9 @@ def read_numbered(path: str | Path) -> tuple[list[str], list[tuple[int, dict[str
     return named, [(n, {c: cell for c, cell in zip(columns, record, strict=False) if c}) for n, record in filled[1:]]
 
 
-def read_columns(path: Path, *wanted: str) -> list[tuple[int, tuple[str, ...]]]:
-    """Each row's number and its cells of the wanted columns, however these are capitalised.
+def read_columns(path: Path, *wanted: str, optional: Sequence[str] = ()) -> list[tuple[int, tuple[str, ...]]]:
+    """Each row's number and its cells of the wanted columns, however these are capitalised; of ``optional`` ones empty cells
+    where the table has none.
 
     Raises:
         StudyError: a column is missing, or whatever else is wrong with the table.
@@ -77,7 +78,8 @@ def read_columns(path: Path, *wanted: str) -> list[tuple[int, tuple[str, ...]]]:
     by_lower = {column.lower(): column for column in columns}
     if not {name.lower() for name in wanted} <= set(by_lower):
         raise StudyError(f"{path}: expected the columns {' and '.join(wanted)}, found {few(columns):.300}")
-    return [(number, tuple(cells[by_lower[name.lower()]] for name in wanted)) for number, cells in rows]
+    asked = [by_lower.get(name.lower(), "") for name in (*wanted, *optional)]
+    return [(number, tuple(cells.get(column, "") for column in asked)) for number, cells in rows]
 
 
 def write_table(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Path:

@@ -482,6 +482,41 @@ def test_each_scan_lies_where_the_record_says(monkeypatch: pytest.MonkeyPatch, t
         assert spacing == pytest.approx(drawn.spacing, rel=1e-6)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_each_scan_has_its_lesions_on_it_as_a_mask(form: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from cov3d.scans.mask import read_mask
+    from cov3d.scans.read import read
+    from cov3d.scans.study import read_study
+
+    kept = written(monkeypatch, tmp_path, scans=8, format=form, size=32)
+    rows = {row.path: row for row in read_study(tmp_path / "study").rows}
+    assert len(rows) == 8
+    for path, drawn in kept.items():
+        row = rows[path.with_name(path.name + FORMS[form].suffix)]
+        assert row.mask == tmp_path / "study" / "masks" / f"{path.relative_to(tmp_path / 'study')}.nii.gz"
+        stored, spacing, middle = with_nibabel(row.mask)
+        assert np.array_equal(stored, drawn.lesions) and stored.any() == (drawn.severity > 0)
+        assert spacing == pytest.approx(drawn.spacing, rel=1e-6) and middle == pytest.approx([0, 0, 0], abs=1e-4)
+        assert np.array_equal(read_mask(row.mask, read(row.path)), drawn.lesions)
+
+
+def test_overwriting_never_takes_a_mask_that_was_not_drawn(copied: Callable[[str], Path]) -> None:
+    study = copied("nifti")
+    mask = study / "masks" / "train" / "covid" / "somebody.nii.gz"
+    mask.write_bytes(b"a patient")
+    before = bytes_of(study)
+    with pytest.raises(Cov3dError, match=r"somebody\.nii\.gz was not drawn by cov3d"):
+        write_study(study, 8, "nifti", size=32, overwrite=True)
+    assert bytes_of(study) == before
+
+
+def test_a_study_that_was_drawn_before_there_were_masks_is_overwritten(copied: Callable[[str], Path]) -> None:
+    study = copied("jpeg")
+    shutil.rmtree(study / "masks")
+    write_study(study, 8, "jpeg", seed=1, size=32, overwrite=True)
+    assert len(list((study / "masks").rglob("*.nii.gz"))) == 8
+
+
 def test_true_labels_say_what_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     kept = written(monkeypatch, tmp_path, scans=16, format="nifti", size=32)
     for path, drawn in kept.items():
@@ -607,3 +642,18 @@ def test_a_folder_without_a_record_is_never_drawn_into(tmp_path: Path):
     with pytest.raises(Cov3dError, match="was not drawn by cov3d"):
         write_study(tmp_path, scans=8, size=32, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["train_cov19d"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_masks_are_no_scans_to_be_answered_unless_they_are_asked_for(form: str, copied: Callable[[str], Path]) -> None:
+    from cov3d.scans.read import ask_scans
+
+    study = copied(form)
+    pictures = study / "masks" / "train" / "covid" / "pictures"
+    pictures.mkdir()
+    Image.new("L", (32, 32)).save(pictures / "0.png")
+    assert sorted(ask_scans([study])) == scans_of(study)
+    shutil.rmtree(pictures)
+    assert sorted(ask_scans([study / "train"])) == sorted((study / "train").glob("*/ct_scan*"))
+    assert len(ask_scans([study / "masks"])) == 8
+    assert len(ask_scans([next(study.glob("masks/*/*/*.nii.gz"))])) == 1

@@ -20,7 +20,7 @@ from cov3d.config import (
 )
 from cov3d.errors import SettingError
 from cov3d.options import expand
-from cov3d.recipes import RECIPES, Recipe, find_recipe
+from cov3d.recipes import METHODS, RECIPES, Recipe, find_recipe
 
 GROUPS = {
     "preprocessing": Preprocessing,
@@ -116,3 +116,30 @@ def test_the_list_is_what_can_be_typed():
     assert len(lines) == 2 * len(RECIPES)
     first = lines.index(next(line for line in lines if line.startswith("cov3d-14:")))
     assert "severity, validation 0.7546" in lines[first] and "--severity-factor 0.9 " in lines[first + 1]
+
+
+def test_depth_and_crop_keep_their_ratios_to_another_width():
+    settings = find_recipe("convnext-severity-random").settings(width=112)
+    assert settings.preprocessing.shape == (112, 112, 112) and settings.augmentation.crop_from == 128
+    assert find_recipe("cov3d-14").settings(width=128).preprocessing.shape == (64, 128, 128)
+    assert find_recipe("cov3d-14").settings(width=128, depth=32).preprocessing.shape == (32, 128, 128)
+
+
+def test_another_task_has_its_own_weight_in_the_loss():
+    assert find_recipe("cov3d-14").settings().severity_factor == 0.9
+    assert find_recipe("cov3d-14").settings(task="presence").severity_factor == 0.1
+
+
+def test_without_weights_nothing_is_inflated():
+    assert find_recipe("convnext-severity-imagenet").settings(weights="none").training.inflate == "none"
+
+
+def test_what_a_recipe_brings_is_not_blamed_on_its_user():
+    words = ["train", ".", "--recipe", "convnext-severity-random", "--architecture", "resnet18"]
+    run = CliRunner().invoke(app, words)
+    assert run.exit_code == 2 and "with --recipe convnext-severity-random: --crop-from says nothing" in run.stderr
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_way_of_pretraining_has_settings_that_can_be(method: str):
+    METHODS[method].settings(task="severity")

@@ -5,10 +5,12 @@ group travels down to the functions it steers, into the run's ``config.json`` an
 """
 
 from cov3d.config.augmentation import PUBLISHED_AUGMENTATION, Augmentation, AugmentationNumbers
-from cov3d.config.fields import UID, from_dict, hide_uid, recorded, to_dict
+from cov3d.config.fields import UID, from_dict, from_options, hide_uid, recorded, to_dict
 from cov3d.config.loss import LossKind, LossSettings
 from cov3d.config.machine import Inference, Machine, Messages
 from cov3d.config.net import LEAST_SIDE, PUBLISHED_NETS, Architecture, Family, NetNumbers, NetSettings
+from cov3d.config.pictures import PictureSettings
+from cov3d.config.pretraining import Method, Pretraining, check_said
 from cov3d.config.reading import Preprocessing, Reading
 from cov3d.config.run import RunSettings, check_task
 from cov3d.config.training import Training
@@ -28,15 +30,20 @@ __all__ = [
     "LossSettings",
     "Machine",
     "Messages",
+    "Method",
     "NetNumbers",
     "NetSettings",
+    "PictureSettings",
     "Preprocessing",
+    "Pretraining",
     "Reading",
     "RunSettings",
     "Task",
     "Training",
+    "check_said",
     "check_task",
     "from_dict",
+    "from_options",
     "hide_uid",
     "recorded",
     "to_dict",

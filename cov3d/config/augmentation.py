@@ -69,6 +69,7 @@ class Augmentation:
         None,
         "Elastic deformations move voxels so far (rms); as published, .06 to .44 at width 224, if not said.",
         min=0.0,
+        max=100.0,
     )
     crop_from: int | None = option(
         None, "Cache training scans at this width, and crop --width of it or shrink the whole.", min=16, max=2048

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, field, fields
+from dataclasses import asdict, field, fields, is_dataclass
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -59,6 +59,17 @@ def from_dict(group: type[Settings], values: Mapping[str, Any], source: str) -> 
         raise SettingError(f"{source}: {group.__name__} settings are damaged: {error}") from error
 
 
+def from_options(group: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """A group, and the groups in it, from values of their fields by name; what is not there is as usual."""
+    hints = get_type_hints(group)
+    given = {
+        f.name: from_options(hints[f.name], values) if is_dataclass(hints[f.name]) else values[f.name]
+        for f in fields(group)  # type: ignore[arg-type]
+        if is_dataclass(hints[f.name]) or f.name in values
+    }
+    return group(**given)
+
+
 def check_limits(settings: Any) -> None:
     """Raise a SettingError for a value of another type than its field's, not among its choices, or out of its range."""
     hints = get_type_hints(type(settings))
@@ -66,6 +77,10 @@ def check_limits(settings: Any) -> None:
         name, value = f"--{f.name.replace('_', '-')}", getattr(settings, f.name)
         allowed = get_args(hints[f.name]) or (hints[f.name],)
         if value is None and NoneType in allowed:
+            continue
+        if get_origin(hints[f.name]) is tuple:
+            if len(value) != len(allowed) or not all(isinstance(item, (int, float)) for item in value):
+                raise SettingError(f"{name} {value!r} is not {len(allowed)} numbers")
             continue
         if get_origin(hints[f.name]) is Literal:
             if value not in allowed:

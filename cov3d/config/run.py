@@ -8,6 +8,7 @@ from cov3d.config.augmentation import Augmentation
 from cov3d.config.fields import check_limits, option
 from cov3d.config.loss import LossKind, LossSettings
 from cov3d.config.net import LEAST_SIDE, NetSettings
+from cov3d.config.pictures import FLAT
 from cov3d.config.reading import Preprocessing, Reading
 from cov3d.config.training import Training
 from cov3d.errors import SettingError
@@ -95,11 +96,12 @@ def _check_inflation(run: RunSettings) -> None:
         if training.inflate_norm != "l2":
             raise SettingError(f"--inflate-norm {training.inflate_norm} needs --inflate full, 1g or 2g; say which")
         return
-    if run.net.family != "convnext":
-        raise SettingError(f"--inflate is for ConvNeXts, and --architecture is {architecture}; leave it out")
+    if architecture not in FLAT:
+        raise SettingError(f"--inflate is for ConvNeXts and resnet18, not {architecture}; leave it out")
     if training.weights in ("none", "kinetics"):
         raise SettingError(
-            f"--inflate is for a file of 2D ConvNeXt weights, and --weights is {training.weights}; name the file"
+            f"--inflate is for a file of 2D weights, and --weights is {training.weights}; name the file, or say "
+            "--inflate none"
         )
 
 

@@ -50,7 +50,7 @@ class Training:
     weights: str = option("none", "Weights to start from: none, kinetics (published; downloaded once), or a file.")
     inflate: Literal["none", "full", "1g", "2g"] = option(
         "none",
-        "Give a 2D ConvNeXt's kernels in --weights FILE a third axis: constant, Gaussian, or two crossed Gaussians.",
+        "Give the kernels of a 2D ConvNeXt or ResNet-18 in --weights FILE a third axis: constant, Gaussian, or two crossed.",
     )
     inflate_norm: Literal["l2", "sum"] = option(
         "l2", "What an inflated kernel keeps: its Euclidean norm (published), or its sum (as I3D)."

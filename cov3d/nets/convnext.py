@@ -16,7 +16,7 @@ w is ``base_width``: 64, 96, 96, 128. Each quotient rounds up: where a stride do
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
@@ -49,27 +49,37 @@ def convnext(settings: NetSettings) -> ConvNeXt:
 
 
 class ConvNeXt(Encoder):
-    """A 3D ConvNeXt: ``(B, 1, D, H, W)`` float, sides of at least 32 → logits ``(B, 6)`` (:mod:`cov3d.labels`)."""
+    """A 3D ConvNeXt: ``(B, 1, D, H, W)`` float, sides of at least 32 → logits ``(B, 6)`` (:mod:`cov3d.labels`).
 
-    def __init__(self, settings: NetSettings):
+    With other convolutions and another head it is a 2D one (:mod:`cov3d.nets.flat`).
+    """
+
+    def __init__(
+        self,
+        settings: NetSettings,
+        patches: Callable[[int, int, int], nn.Module] | None = None,
+        depthwise: Callable[[int, int], nn.Module] = Depthwise,
+        head: nn.Module | None = None,
+    ):
         super().__init__()
+        patches = patches or Patches
         numbers = settings.numbers
         self.widths = widths = tuple(numbers.base_width * 2**stage for stage in range(4))
         blocks = BLOCKS[settings.architecture]
         drops = torch.linspace(0, numbers.drop_path, sum(blocks), device="cpu").split(blocks)  # deeper, likelier
-        stem = nn.Sequential(Patches(1, widths[0], 4), ChannelNorm(widths[0], EPSILON))
+        stem = nn.Sequential(patches(1, widths[0], 4), ChannelNorm(widths[0], EPSILON))
         between = [
-            nn.Sequential(ChannelNorm(inputs, EPSILON), Patches(inputs, outputs, 2))
+            nn.Sequential(ChannelNorm(inputs, EPSILON), patches(inputs, outputs, 2))
             for inputs, outputs in pairwise(widths)
         ]
         self.downsample_layers = nn.ModuleList([stem, *between])
         self.stages = nn.ModuleList(
-            nn.Sequential(*(Block(width, float(drop)) for drop in drop_paths))
+            nn.Sequential(*(Block(width, float(drop), depthwise) for drop in drop_paths))
             for width, drop_paths in zip(widths, drops, strict=True)
         )
         self.pool = POOLS[settings.pool]
         self.norm = nn.LayerNorm(widths[-1], EPSILON)
-        self.head = nn.Sequential(
+        self.head = head or nn.Sequential(
             nn.Linear(widths[-1], numbers.penultimate),
             nn.ReLU(),
             nn.Dropout(numbers.dropout),
@@ -97,9 +107,9 @@ class ConvNeXt(Encoder):
 class Block(nn.Module):
     """A residual block, ``(B, C, D, H, W)`` → the same: each channel over space, then each voxel over channels."""
 
-    def __init__(self, width: int, drop_path: float):
+    def __init__(self, width: int, drop_path: float, depthwise: Callable[[int, int], nn.Module] = Depthwise):
         super().__init__()
-        self.dwconv = Depthwise(width, 7)
+        self.dwconv = depthwise(width, 7)
         self.norm = nn.LayerNorm(width, EPSILON)
         self.pwconv1 = nn.Linear(width, 4 * width)
         self.act = nn.GELU()
@@ -140,19 +150,19 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and self.rate):
             return x
-        kept = torch.rand(len(x), 1, 1, 1, 1, device=x.device, dtype=x.dtype) >= self.rate
+        kept = torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device, dtype=x.dtype) >= self.rate
         return x * kept / (1 - self.rate)
 
 
 def padded(x: Tensor, side: int) -> Tensor:
-    """``(B, C, D, H, W)`` with zeros at the far ends, until ``side`` divides D, H and W."""
-    d, h, w = (-n % side for n in x.shape[2:])
-    return F.pad(x, (0, w, 0, h, 0, d)) if d or h or w else x
+    """``(B, C, D, H, W)`` with zeros at the far ends, until ``side`` divides D, H and W; so, too, without D."""
+    ends = [end for n in reversed(x.shape[2:]) for end in (0, -n % side)]
+    return F.pad(x, ends) if any(ends) else x
 
 
 def initialise(module: nn.Module) -> None:
     """Weights from a normal distribution of standard deviation .02, biases 0, as in Meta's code."""
-    if isinstance(module, nn.Conv3d | nn.Linear):
+    if isinstance(module, nn.Conv2d | nn.Conv3d | nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

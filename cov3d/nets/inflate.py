@@ -1,4 +1,4 @@
-"""2D ConvNeXt weights made into those of a 3D ConvNeXt: ``--weights FILE --inflate full|1g|2g``.
+"""2D weights made into those of a 3D ConvNeXt or ResNet-18: ``--weights FILE --inflate full|1g|2g``.
 
 Kienzle et al. (arXiv 2206.15073), after I3D (Carreira and Zisserman, arXiv 1705.07750). Every k×k kernel K becomes a cube
 A[d, h, w], where g(j) = exp(−(j − µ)² / 2σ²), µ = (k − 1)/2 and σ = k/8:
@@ -16,6 +16,10 @@ Otherwise than published: the paper's µ = k/2 lies half a voxel beside the kern
 has µ = k//2 and σ = µ/4, which for k = 2 is one-sided, and renormalises 1g within its loop. For 2g the paper
 prints K[h, w] twice; the second copy lies in the (h, d) plane, as in its code. Vectors and matrices are as they were, RGB
 stems are summed over their colours first, and the head is new.
+
+The paper has ConvNeXts only. Of a ResNet-18 the stem's 7×7 kernel becomes 3×7×7: g is of 3 places, and since its planes are
+not alike, 2g is 1g there. Its 1×1 kernels get no weights but their own. The 2D network pools by maximum after the stem,
+torchvision's at least; the 3D one does not, so it meets the features at twice the size.
 """
 
 from __future__ import annotations
@@ -28,45 +32,16 @@ import torch
 from torch import Tensor, nn
 
 from cov3d.config import PUBLISHED_NETS
-from cov3d.errors import ModelError
+from cov3d.errors import ModelError, SettingError
 from cov3d.nets.convnext import BLOCKS
+from cov3d.nets.inflate_names import CONVNEXT, HEAD, RESNET, renamed
 
-STEM = "downsample_layers.0.0.weight"
-HEAD = "head."
-GRN = ".grn."  # global response normalisation, which only ConvNeXt V2 has
-
-# How the source's names become Meta's, which are ours, and by which name it is known.
-KNOWN_BY = {
-    "Meta": r"stages\.[0-3]\.\d+\.dwconv\.weight",
-    "timm": r"stages\.[0-3]\.blocks\.\d+\.conv_dw\.weight",
-    "torchvision": r"features\.[1357]\.\d+\.block\.0\.weight",
-}
-RENAMING: dict[str, list[tuple[str, str]]] = {
-    "Meta": [],
-    "timm": [
-        (r"^stem\.", "downsample_layers.0."),
-        (r"^stages\.([1-3])\.downsample\.", r"downsample_layers.\1."),
-        (r"^stages\.([0-3])\.blocks\.", r"stages.\1."),
-        (r"\.conv_dw\.", ".dwconv."),
-        (r"\.mlp\.fc([12])\.", r".pwconv\1."),
-        (r"^(head\.norm|norm_pre)\.", "norm."),
-    ],
-    "torchvision": [
-        *((rf"^features\.{2 * k}\.", f"downsample_layers.{k}.") for k in range(4)),
-        *((rf"^features\.{2 * k + 1}\.", f"stages.{k}.") for k in range(4)),
-        (r"\.block\.0\.", ".dwconv."),
-        (r"\.block\.2\.", ".norm."),
-        (r"\.block\.3\.", ".pwconv1."),
-        (r"\.block\.5\.", ".pwconv2."),
-        (r"\.layer_scale$", ".gamma"),
-        (r"^classifier\.0\.", "norm."),
-        (r"^classifier\.2\.", HEAD),
-    ],
-}
+STEMS = {CONVNEXT: "downsample_layers.0.0.weight", RESNET: "stem.0.weight"}
+COUNTER = "num_batches_tracked"  # of BatchNorm: how many it has seen, which weights of long ago do not say
 
 
 class Inflated(NamedTuple):
-    """What became of a 2D ConvNeXt's tensors; all names are of the 3D network but those of the head."""
+    """What became of a 2D network's tensors; all names are of the 3D network but those of the head."""
 
     tensors: dict[str, Tensor]
     kernels: tuple[str, ...]  # those that were given a third axis
@@ -75,7 +50,7 @@ class Inflated(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The size of a ConvNeXt."""
+    """The size of a network."""
 
     base_width: int
     blocks: tuple[int, ...]
@@ -85,34 +60,45 @@ class Plan(NamedTuple):
 
 
 def inflate(tensors: Mapping[str, Tensor], net: nn.Module, how: str, norm: str, source: str) -> Inflated:
-    """All of a 2D ConvNeXt's tensors as ``net``, a 3D ConvNeXt, has them, without the head; ``source`` names the file.
+    """All of a 2D network's tensors as ``net``, the 3D one, has them, without the head; ``source`` names the file.
 
     Raises:
-        ModelError: they are no 2D ConvNeXt's, of another size, one of them is unknown or has another shape, or one is missing.
+        ModelError: they are not of ``net``'s kind in 2D, of another size, one of them is unknown or has another shape, or one
+            is missing.
     """
     own = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith(HEAD)}
-    theirs = renamed(tensors, source)
+    kind = CONVNEXT if STEMS[CONVNEXT] in own else RESNET
+    theirs = renamed(tensors, kind, source)
     body = {name: tensors[other] for name, other in theirs.items()}
-    check_plan(body, own, source)
-    check_names(theirs, own, source)
+    stem = STEMS[kind]
+    check_plan(body, own, kind, source)
+    check_names(theirs, own, kind, source)
     for name, other in theirs.items():
-        check_shape(name, body[name], own[name].shape, f"{source}: {other}")
-    kernels = tuple(name for name in own if own[name].dim() == 5)
-    summed = (STEM,) if body[STEM].shape[1] == 3 else ()
+        check_shape(body[name], own[name].shape, f"{source}: {other}", colours=name == stem)
+    kernels = tuple(name for name in body if own[name].dim() == 5)
+    summed = (stem,) if body[stem].shape[1] == 3 else ()
     for name in summed:
         body[name] = body[name].double().sum(1, keepdim=True)  # (w, 3, k, k) -> (w, 1, k, k)
-    for name in own:
-        body[name] = inflate_kernel(body[name], how, norm) if name in kernels else body[name].reshape(own[name].shape)
+    for name in body:
+        shape = own[name].shape
+        body[name] = inflate_kernel(body[name], how, norm, shape[2]) if name in kernels else body[name].reshape(shape)
     return Inflated(body, kernels, summed, head=tuple(name for name in tensors if name not in theirs.values()))
 
 
-def inflate_kernel(kernel: Tensor, how: str, norm: str) -> Tensor:
-    """Kernels ``(O, I, k, k)`` → ``(O, I, k, k, k)``, by ``how`` (full, 1g, 2g) and ``norm`` (l2, sum)."""
-    flat, k = kernel.double(), kernel.shape[-1]
-    weights = torch.ones(k, dtype=torch.float64) if how == "full" else gaussian(k)
+def inflate_kernel(kernel: Tensor, how: str, norm: str, depth: int | None = None) -> Tensor:
+    """Kernels ``(O, I, k, k)`` → ``(O, I, depth, k, k)``, by ``how`` (full, 1g, 2g) and ``norm`` (l2, sum).
+
+    ``depth`` is k if not said. Where it is another, there are no planes to exchange, and 2g is 1g.
+    """
+    if how not in ("full", "1g", "2g") or norm not in ("l2", "sum"):
+        raise SettingError(f"--inflate {how} with --inflate-norm {norm} is not one of full, 1g, 2g with l2, sum")
+    if kernel.dim() != 4 or kernel.shape[2] != kernel.shape[3]:
+        raise SettingError(f"a kernel to inflate is (O, I, k, k), not {tuple(kernel.shape)}")
+    flat, depth = kernel.double(), depth or kernel.shape[-1]
+    weights = torch.ones(depth, dtype=torch.float64) if how == "full" else gaussian(depth)
     cube = flat[:, :, None] * weights[:, None, None]  # K[h, w] g(d)
     total = weights.sum()
-    if how == "2g":
+    if how == "2g" and depth == kernel.shape[-1]:
         cube = cube + flat.transpose(2, 3)[..., None] * weights  # K[h, d] g(w)
         total = 2 * total
     if norm == "sum":
@@ -125,73 +111,49 @@ def gaussian(k: int) -> Tensor:
     return torch.exp(-((torch.arange(k, dtype=torch.float64) - (k - 1) / 2) ** 2) / (2 * (k / 8) ** 2))
 
 
-def scheme(tensors: Mapping[str, Tensor], axes: int = 2) -> str | None:
-    """Whose names these tensors have if they are a ConvNeXt's of so many axes: Meta's, timm's or torchvision's."""
-    names = [name for name, tensor in tensors.items() if tensor.dim() == 2 + axes]
-    return next((who for who, known in KNOWN_BY.items() if any(re.fullmatch(known, name) for name in names)), None)
-
-
-def renamed(tensors: Mapping[str, Tensor], source: str) -> dict[str, str]:
-    """By our name, the source's name of every tensor that is not of its head."""
-    if any(GRN in name for name in tensors):
-        raise ModelError(f"{source} holds ConvNeXt V2 weights, whose blocks are others (GRN); choose ConvNeXt's own")
-    if scheme(tensors, axes=3):
-        raise ModelError(f"{source} holds 3D weights already; leave --inflate out")
-    who = scheme(tensors)
-    if who is None:
-        raise ModelError(
-            f"{source} holds no 2D ConvNeXt of {', '.join(RENAMING)}, by its names; choose other --weights"
-        )
-    names: dict[str, str] = {}
-    for other in tensors:
-        name = other
-        for pattern, ours in RENAMING[who]:
-            name = re.sub(pattern, ours, name)
-        if name in names:
-            raise ModelError(f"{source} holds {names[name]} and {other}, which are the same; choose other --weights")
-        names[name] = other
-    return {name: other for name, other in names.items() if not name.startswith(HEAD)}
-
-
-def check_plan(body: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
+def check_plan(body: Mapping[str, Tensor], own: Mapping[str, Tensor], kind: str, source: str) -> None:
     """Refuse a network of another size, with the architecture that it fits if there is one."""
-    if STEM not in body or body[STEM].dim() != 4:
+    stem = STEMS[kind]
+    if stem not in body or body[stem].dim() != 4:
         return  # what is missing or of another shape is named later
-    there, here = plan(body), plan(own)
+    there, here = plan(body, kind), plan(own, kind)
     if there == here:
         return
-    same = [name for name, blocks in BLOCKS.items() if blocks == there.blocks]
+    sizes = BLOCKS if kind == CONVNEXT else {"resnet18": plan(own, kind).blocks}
+    same = [name for name, blocks in sizes.items() if blocks == there.blocks]
     same.sort(key=lambda name: PUBLISHED_NETS[name].base_width != there.base_width)
     advice = f"--architecture {same[0]} --base-width {there.base_width}" if same else "other --weights"
     raise ModelError(f"{source} has {there}, and the network {here}; choose {advice}")
 
 
-def plan(tensors: Mapping[str, Tensor]) -> Plan:
-    """The size of the ConvNeXt with these tensors, in our names."""
+def plan(tensors: Mapping[str, Tensor], kind: str) -> Plan:
+    """The size of the network with these tensors, in our names."""
     blocks = [0, 0, 0, 0]
+    pattern, first = (r"stages\.([0-3])", 0) if kind == CONVNEXT else (r"layer([1-4])", 1)
     for name in tensors:
-        if found := re.match(r"stages\.([0-3])\.([0-9]{1,4})\.", name):
-            stage, block = map(int, found.groups())
+        if found := re.match(rf"{pattern}\.([0-9]{{1,4}})\.", name):
+            stage, block = int(found[1]) - first, int(found[2])
             blocks[stage] = max(blocks[stage], block + 1)
-    return Plan(len(tensors[STEM]), tuple(blocks))
+    return Plan(len(tensors[STEMS[kind]]), tuple(blocks))
 
 
-def check_names(theirs: Mapping[str, str], own: Mapping[str, Tensor], source: str) -> None:
-    """Refuse a tensor that no ConvNeXt has, and a ConvNeXt that lacks one."""
+def check_names(theirs: Mapping[str, str], own: Mapping[str, Tensor], kind: str, source: str) -> None:
+    """Refuse a tensor that no such network has, and a network that lacks one."""
     for name, other in theirs.items():
         if name not in own:
-            raise ModelError(f"{source}: {other} is not known in a 2D ConvNeXt; choose other --weights")
+            raise ModelError(f"{source}: {other} is not known in a 2D {kind}; choose other --weights")
     for name in own:
-        if name not in theirs:
-            raise ModelError(f"{source}: {name}, as Meta calls it, is missing; choose other --weights")
+        if name not in theirs and not name.endswith(COUNTER):
+            named = f"{name}, as Meta calls it," if kind == CONVNEXT else f"what becomes {name}"
+            raise ModelError(f"{source}: {named} is missing; choose other --weights")
 
 
-def check_shape(name: str, tensor: Tensor, ours: torch.Size, theirs: str) -> None:
-    """Refuse a tensor from which the one of ours cannot be made; ``theirs`` names it in the error."""
+def check_shape(tensor: Tensor, ours: torch.Size, theirs: str, colours: bool) -> None:
+    """Refuse a tensor from which ours cannot be made; ``theirs`` names it, and ``colours`` says whether it may see three."""
     shape, wanted = tuple(tensor.shape), tuple(ours)
     if len(wanted) == 5:
         wanted = wanted[:2] + wanted[3:]  # without the axis that is new
-        fits = shape == wanted or (name == STEM and shape == (wanted[0], 3, *wanted[2:]))
+        fits = shape == wanted or (colours and shape == (wanted[0], 3, *wanted[2:]))
     else:  # a layer scale may be (C, 1, 1), a matrix (4C, C, 1, 1)
         fits = shape[: len(wanted)] == wanted and tensor.numel() == ours.numel()
     if not fits:

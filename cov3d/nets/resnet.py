@@ -162,5 +162,5 @@ def factored_stem(width: int) -> nn.Module:
 
 def initialise(module: nn.Module) -> None:
     """He initialisation of convolutions by their fan out, as torchvision's; the rest begins as torch lets it."""
-    if isinstance(module, nn.Conv3d):
+    if isinstance(module, nn.Conv2d | nn.Conv3d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

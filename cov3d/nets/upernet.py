@@ -38,6 +38,15 @@ class Segmenter(nn.Module):
             encoder.head = nn.Identity()  # what nothing trains is nobody's to start from
         self.decoder = Decoder(encoder.widths)
 
+    @property
+    def checkpointing(self) -> bool:
+        """Whether the encoder's activations are computed again in the backward pass."""
+        return self.encoder.checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, value: bool) -> None:
+        self.encoder.checkpointing = value
+
     def forward(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         features = self.encoder.features(x)
         logits = self.encoder.answer(features[-1]) if self.classify else None

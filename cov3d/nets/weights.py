@@ -22,12 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from cov3d.config import NetSettings
+from cov3d.config.pictures import FLAT
 from cov3d.errors import ModelError, SettingError
 from cov3d.nets.inflate import inflate as inflate_tensors
-from cov3d.nets.inflate import scheme
+from cov3d.nets.inflate_names import CONVNEXT, scheme
 
 KINETICS = {"resnet18": "R3D_18_Weights", "mc3-18": "MC3_18_Weights", "r2plus1d-18": "R2Plus1D_18_Weights"}
 KINETICS_WIDTH = 64
+ENCODER, LAST = "encoder.", "encoder.head.3."  # of a Segmenter
 HEAD = "head."  # what the names of a network's last layers begin with: the part that may be of another shape
 
 Tensors = dict[str, Tensor]
@@ -61,14 +63,14 @@ def start_from(
     """Give ``net`` the weights to start from: ``none``, ``kinetics``, or the name of a file; all of them or an error.
 
     A file is safetensors (a cov3d model too) or a state dict saved by torch, bare or under ``state_dict`` or ``model``.
-    One of a 2D ConvNeXt needs ``inflate``: ``full``, ``1g`` or ``2g`` (:mod:`cov3d.nets.inflate`).
+    One of a 2D ConvNeXt or ResNet-18 needs ``inflate``: ``full``, ``1g`` or ``2g`` (:mod:`cov3d.nets.inflate`).
 
     Raises:
-        SettingError: the Kinetics weights are of another width, or ``net`` is no ConvNeXt and ``inflate`` is for one.
+        SettingError: the Kinetics weights are of another width, or ``inflate`` is for another architecture.
         ModelError: they cannot be had, or the file is damaged, holds more than tensors, or fits another network.
     """
-    if inflate != "none" and settings.family != "convnext":
-        raise SettingError(f"--inflate is for ConvNeXts, and --architecture is {settings.architecture}; leave it out")
+    if inflate != "none" and settings.architecture not in FLAT:
+        raise SettingError(f"--inflate is for ConvNeXts and resnet18, not {settings.architecture}; leave it out")
     if weights == "none":
         return Report("none", (), (), tuple(net.state_dict()), ())
     tensors = kinetics(settings) if weights == "kinetics" else read_weights(weights)
@@ -80,9 +82,10 @@ def start_from(
 
 def move(tensors: Mapping[str, Tensor], net: nn.Module, source: str) -> Report:
     """Copy tensors into ``net`` where name and shape agree. A head of another shape stays new; a body of another is an error."""
-    if scheme(tensors):
+    if flat := scheme(tensors):
+        net_3d = "a ConvNeXt" if flat.kind == CONVNEXT else "resnet18"
         raise ModelError(
-            f"{source} holds the weights of a 2D ConvNeXt; say --inflate full, 1g or 2g, with a ConvNeXt as --architecture"
+            f"{source} holds the weights of a 2D {flat.kind}; say --inflate full, 1g or 2g, with {net_3d} as --architecture"
         )
     own = net.state_dict()
     fitting, changed = {}, []
@@ -103,6 +106,7 @@ def move(tensors: Mapping[str, Tensor], net: nn.Module, source: str) -> Report:
             f"{source} fits another network: none of its {len(tensors)} tensors has the name of one of ours, such as "
             f"{next(iter(own))}; choose other --weights"
         )
+    check_depth(own, fitting, tensors, source)
     net.load_state_dict(fitting, strict=False)
     return Report(
         source=source,
@@ -111,6 +115,25 @@ def move(tensors: Mapping[str, Tensor], net: nn.Module, source: str) -> Report:
         missing=tuple(name for name in own if name not in fitting),
         unused=tuple(name for name in tensors if name not in fitting),
     )
+
+
+def check_depth(
+    own: Mapping[str, Tensor], fitting: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str
+) -> None:
+    """Refuse a network with more or fewer layers: what it lacks would stay random, what it has besides would be lost."""
+    body = {name.split(".")[0] for name in own if not name.startswith(HEAD)}
+    lacking = [name for name in own if name not in fitting and not name.startswith(HEAD) and not is_count(name)]
+    besides = [name for name in tensors if name not in fitting and name.split(".")[0] in body and not is_count(name)]
+    if lacking or besides:
+        lacks = f"has no {count(lacking)}" if lacking else f"has {count(besides)} besides"
+        raise ModelError(
+            f"{source} fits another network: it {lacks}; choose the --architecture it was made with, or other --weights"
+        )
+
+
+def is_count(name: str) -> bool:
+    """Whether a tensor only counts the batches that a BatchNorm has seen; old files have none."""
+    return name.endswith("num_batches_tracked")
 
 
 def kinetics(settings: NetSettings) -> Tensors:
@@ -142,12 +165,14 @@ def kinetics(settings: NetSettings) -> Tensors:
 def read_weights(path: str | Path) -> Tensors:
     """The tensors of a file by name, all of them finite.
 
-    Without the ``module.`` that parallel training adds, and the ``encoder.`` of a network that draws masks too.
+    Without the ``module.`` that parallel training adds, and the ``encoder.`` of a network that draws masks. Of such a one the
+    last layer is left out: what it answered is not what is learnt next.
     """
     data = read_whole(path)
     tensors = unpack_torch(data, path) if is_pickled(data) else unpack_safetensors(data, path)
     check_finite(tensors, path)
-    return {name.removeprefix("module.").removeprefix("encoder."): tensor for name, tensor in tensors.items()}
+    named = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return {name.removeprefix(ENCODER): tensor for name, tensor in named.items() if not name.startswith(LAST)}
 
 
 def read_whole(path: str | Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Several models, several views, one answer a scan: the mean of their probabilities."""
+"""Several models, several views, one answer a scan: the mean of their probabilities, and the lesions that they draw."""
 
 from __future__ import annotations
 
@@ -12,18 +12,25 @@ import torch
 
 from cov3d import labels
 from cov3d.config import Inference, Preprocessing
-from cov3d.nets.inputs import as_input, reflect
+from cov3d.errors import ModelError
+from cov3d.nets.build import CLASSES, MASKS
 from cov3d.nets.model import Model
-from cov3d.predictions import Prediction
+from cov3d.predictions import COLUMNS, LESIONS, Prediction
+from cov3d.results.lesions import NO_LUNGS, NOT_A_NUMBER, Lesions, find_lesions
+from cov3d.results.views import forward, views_of
+from cov3d.scans.frame import write_mask
 from cov3d.scans.read import scan_name
 from cov3d.scans.tensors import Tensors
 
-SMALL = 64 * 128 * 128  # voxels
+Scans = dict[Preprocessing, torch.Tensor]  # one scan uint8 (1, D, H, W), in every way in which a model wants it
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Models whose probabilities are averaged: presence over those kept for presence, severity over those for severity."""
+    """Models whose probabilities are averaged: presence over those kept for presence, severity over those for severity.
+
+    Lesions are the mean over all that draw masks.
+    """
 
     models: Sequence[Model]
     inference: Inference
@@ -33,10 +40,25 @@ class Ensemble:
         """The different ways in which its models want a scan."""
         return list(dict.fromkeys(model.preprocessing for model in self.models))
 
+    @property
+    def classifiers(self) -> list[int]:
+        """Which models answer with classes."""
+        return [k for k, model in enumerate(self.models) if CLASSES in model.heads]
+
+    @property
+    def segmenters(self) -> list[Model]:
+        """The models that draw masks."""
+        return [model for model in self.models if MASKS in model.heads]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of a table of its answers."""
+        return (*COLUMNS, *LESIONS) if self.segmenters else COLUMNS
+
     def kept_for(self, task: str) -> list[int]:
         """Which models answer a task: those kept for it, or all if there are none; of these, those that learnt it."""
-        chosen = [k for k, model in enumerate(self.models) if model.task in (task, "both")]
-        chosen = chosen or list(range(len(self.models)))
+        chosen = [k for k in self.classifiers if self.models[k].task in (task, "both")]
+        chosen = chosen or self.classifiers
         return [k for k in chosen if _learnt(self.models[k], task)] or chosen
 
     @property
@@ -45,71 +67,84 @@ class Ensemble:
         return [
             f"answers about {task} say nothing: no model that gives them learnt it"
             for task in ("presence", "severity")
-            if not any(_learnt(self.models[k], task) for k in self.kept_for(task))
+            if self.classifiers and not any(_learnt(self.models[k], task) for k in self.kept_for(task))
         ]
 
-    def answer(self, path: Path, tensors: Tensors) -> Prediction:
-        """The row of one scan."""
+    def answer(self, path: Path, tensors: Tensors, mask_file: Path | None = None) -> Prediction:
+        """The row of one scan; its mask is written first, if there is a place for it."""
         begin = time.monotonic()
         warnings = [*tensors.warnings, *self.blind_spots]
-        about: dict[str, Any] = {"scan": scan_name(path), "path": path.as_posix(), "warning": "; ".join(warnings)}
+        about: dict[str, Any] = {"scan": scan_name(path), "path": path.as_posix()}
         if tensors.error:
-            return Prediction(**about, error=tensors.error)
-        covid, severity = self.probabilities(tensors)
-        if not (covid.isfinite().all() and severity.isfinite().all()):
-            return Prediction(**about, error="the model's answer is not a number; is the model damaged?")
+            return Prediction(**about, warning="; ".join(warnings), error=tensors.error)
+        scans = {settings: torch.from_numpy(a) for settings, a in zip(self.preprocessings, tensors.arrays, strict=True)}
+        try:
+            answers = self._classes(scans) if self.classifiers else {}
+            if self.segmenters:
+                lesions = self._lesions(scans, tensors, mask_file)
+                answers |= {"lesion_percent": lesions.percent, "lesion_ml": lesions.ml}
+                warnings += [] if lesions.percent is not None else [NO_LUNGS]
+        except ModelError as error:
+            return Prediction(**about, warning="; ".join(warnings), error=str(error))
         return Prediction(
             **about,
-            covid=float(covid),
-            severity=tuple(severity.tolist()),
+            **answers,
+            warning="; ".join(warnings),
             threshold=self.inference.threshold,
             models=len(self.models),
             views=1 + self.inference.tta,
             seconds=tensors.seconds + time.monotonic() - begin,
         )
 
+    def _classes(self, scans: Scans) -> dict[str, Any]:
+        covid, severity = self.probabilities(scans)
+        if not (covid.isfinite().all() and severity.isfinite().all()):
+            raise ModelError(NOT_A_NUMBER)
+        return {"covid": float(covid), "severity": tuple(severity.tolist())}
+
+    def _lesions(self, scans: Scans, tensors: Tensors, mask_file: Path | None) -> Lesions:
+        frames = dict(zip(self.preprocessings, tensors.frames, strict=True))
+        lesions = find_lesions(self.segmenters, scans, frames, self.inference.tta)
+        if mask_file is not None:
+            write_mask(mask_file, lesions.mask, next(iter(frames.values())))
+        return lesions
+
     @torch.inference_mode()
-    def probabilities(self, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+    def probabilities(self, scans: Scans) -> tuple[torch.Tensor, torch.Tensor]:
         """Covid ``()`` and severity ``(4,)`` of one scan, means over views and models."""
-        inputs = {
-            settings: torch.from_numpy(a) for settings, a in zip(self.preprocessings, tensors.arrays, strict=True)
-        }
-        answers = []
-        for model in self.models:
-            device = next(model.net.parameters()).device
-            scan = as_input(inputs[model.preprocessing][None].to(device))  # (1, 1, D, H, W)
-            logits = forward(model.net, self.views(scan)).float().cpu()  # (V, 1, 6)
+        answers = {}
+        for k in self.classifiers:
+            model = self.models[k]
+            views = views_of(scans[model.preprocessing], model, self.inference.tta)
+            logits = forward(model.classes, views).float().cpu()  # (V, 1, 6)
             if model.training.get("loss") == "balanced-ce":
                 logits[..., -1] = -torch.inf  # non-covid among the severities, which this loss does not learn
             covid, severity = labels.mean_over_views(logits)
-            answers.append((covid[0], severity[0]))
+            answers[k] = covid[0], severity[0]
         covid = torch.stack([answers[k][0] for k in self.kept_for("presence")]).mean(0)
         severity = torch.stack([answers[k][1] for k in self.kept_for("severity")]).mean(0)
         return covid, severity
 
-    def views(self, scan: torch.Tensor) -> list[torch.Tensor]:
-        """The scan, and its reflection if views are averaged."""
-        return [scan, reflect(scan)] if self.inference.tta else [scan]
-
     def provenance(self) -> dict[str, Any]:
         """What the answers come from: models by fingerprint, and settings."""
         return {
-            "models": [
-                {"file": m.source.name if m.source else "", "sha256": m.sha256, "task": m.task} for m in self.models
-            ],
+            "models": [_provenance(model) for model in self.models],
             "tta": self.inference.tta,
             "threshold": self.inference.threshold,
         }
 
 
-def forward(net: torch.nn.Module, views: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Logits ``(V, 1, 6)`` of views ``(1, 1, D, H, W)``: small ones as one batch, large ones one by one for less memory.
-
-    torch gives single small volumes on a CPU to its slow convolution: a batch of two was ten times faster.
-    """
-    if views[0].numel() <= SMALL:
-        return net(torch.cat(list(views)))[:, None]
-    return torch.stack([net(view) for view in views])
+def _provenance(model: Model) -> dict[str, Any]:
+    """Which model it is, and the study of which it has learnt every labelled scan."""
+    study = model.training.get("study_fingerprint") if model.training.get("all_data") else None
+    name = model.source.name if model.source else ""
+    return {
+        "file": name,
+        "sha256": model.sha256,
+        "task": model.task,
+        "heads": list(model.heads),
+        "learnt_all_of": study,
+    }
 
 
 def _learnt(model: Model, task: str) -> bool:

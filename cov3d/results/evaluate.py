@@ -15,7 +15,7 @@ from cov3d.errors import Cov3dError, StudyError
 from cov3d.labels import PRESENCE, SEVERITY, UNKNOWN
 from cov3d.metrics import chance, interval, score_presence, score_severity
 from cov3d.predictions import Prediction, read_predictions
-from cov3d.results.journal import place
+from cov3d.results.journal import learnt_wholly, place
 from cov3d.runs import OUT_OF_FOLD, PLAN
 from cov3d.scans.dicom_files import ADDRESS
 from cov3d.scans.read import is_dicom_scan
@@ -142,6 +142,11 @@ def _notes(found: Sequence[Row], study: Study, source: Path) -> list[str]:
         notes.append("some of these are series of one scan: they are counted one by one, as if of several patients")
     if source.name == OUT_OF_FOLD and (source.parent / PLAN).exists():
         return [*notes, "each of these was answered by the fold that has not seen it"]
+    if study.fingerprint in learnt_wholly(source):
+        return [
+            *notes,
+            "a model that answered was trained on all labelled scans of this study: this is memory, no score",
+        ]
     if TRAIN in splits:
         notes.append("some of these are training scans: a model that learnt from them scores too high")
     if VALIDATION in splits:

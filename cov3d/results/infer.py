@@ -10,11 +10,13 @@ import torch
 
 from cov3d.config import Inference, Machine, Reading
 from cov3d.console import natural, progress, say
+from cov3d.errors import SettingError
 from cov3d.labels import SEVERITY
 from cov3d.nets.inputs import memory_advice, pick_device
 from cov3d.predictions import Prediction, write_predictions
 from cov3d.results.ensemble import Ensemble
-from cov3d.results.journal import appending, check_output, open_journal, place
+from cov3d.results.journal import Journal, appending, check_output, open_journal, place
+from cov3d.results.masks import check_free, check_masks, mask_names
 from cov3d.results.models import load_models
 from cov3d.results.submission import write_submission
 from cov3d.scans.read import ask_scans
@@ -34,26 +36,36 @@ def infer(
     overwrite: bool = False,
     submission: str | Path | None = None,
     reading: Reading | None = None,
+    masks: str | Path | None = None,
 ) -> list[Prediction]:
     """Write and return one row for every scan asked for, in natural order; a failed scan's row names the cause.
 
     ``models`` are model files or run folders; if there are none, the best of every run under ``outputs/``. A scan is
     preprocessed as each model's file says. Rows are on disk as soon as they are made; with ``resume`` those of an earlier
-    run stay, and only scans that have no answer yet, or have changed, are done.
+    run stay, and only scans that have no answer yet, or have changed, are done. Where models draw masks, rows tell how much
+    lesion there is, and ``masks`` is a folder for the masks themselves, which lie on the scans as these are stored.
 
     Raises:
         Cov3dError: no scans, no models, or an output that exists or cannot be written.
     """
     machine, reading, output = machine or Machine(), reading or Reading(), Path(output)
-    paths = ask_scans(scans, reading)
+    asked = [Path(scan) for scan in scans]
+    paths = ask_scans(asked, reading)
     check_output(output, resume, overwrite)
     device = pick_device(machine.device)
     inference = inference or Inference()
     ensemble = Ensemble(load_models(models, device, inference.allow_missing), inference)
+    folder = None if masks is None else Path(masks)
+    if folder is not None:
+        check_masks(folder, asked, paths, ensemble.models)
+    if folder is not None and not (resume or overwrite):
+        check_free(folder, mask_names({place(path): path for path in paths}, {}).values())
+    if submission is not None and not ensemble.classifiers:
+        raise SettingError("--submission lists presence and severity, and none of the models answers them")
     _announce(len(paths), ensemble, device)
-    rows, todo = open_journal(output, paths, ensemble.provenance(), reading, resume)
-    rows += _answer(todo, ensemble, reading, _readers(machine, device), output)
-    write_predictions(output, rows)
+    journal = open_journal(output, paths, ensemble.provenance(), reading, resume, ensemble.columns, folder)
+    rows = [*journal.rows, *_answer(journal, ensemble, reading, _readers(machine, device), output)]
+    write_predictions(output, rows, ensemble.columns)
     answers = _asked(paths, rows)
     if submission is not None:
         write_submission(submission, answers)
@@ -71,15 +83,18 @@ def _readers(machine: Machine, device: torch.device) -> Machine:
     return replace(machine, workers=1) if device.type == "cpu" and machine.workers is None else machine
 
 
-def _answer(
-    paths: Sequence[Path], ensemble: Ensemble, reading: Reading, machine: Machine, output: Path
-) -> list[Prediction]:
-    """Rows of scans as they get ready, each on the disk before the next."""
+def _answer(journal: Journal, ensemble: Ensemble, reading: Reading, machine: Machine, output: Path) -> list[Prediction]:
+    """Rows of scans as they get ready, each on the disk before the next, and its mask before it."""
     rows: list[Prediction] = []
+    todo, wanted = journal.todo, ensemble.preprocessings
     advice = memory_advice("--workers, or use a smaller model")
-    with advice, appending(output) as append, progress(len(paths), "infer") as step:
-        for tensors in read_tensors(paths, ensemble.preprocessings, reading, machine):
-            rows.append(ensemble.answer(paths[tensors.index], tensors))
+    with advice, appending(output, ensemble.columns) as append, progress(len(todo), "infer") as step:
+        for tensors in read_tensors(todo, wanted, reading, machine, frames=bool(ensemble.segmenters)):
+            path = todo[tensors.index]
+            mask = journal.masks.get(place(path))
+            rows.append(ensemble.answer(path, tensors, mask))
+            if rows[-1].error and mask is not None:
+                mask.unlink(missing_ok=True)  # an earlier run's
             append(rows[-1])
             step(rows[-1].scan)
     return rows

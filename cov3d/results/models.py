@@ -6,6 +6,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,19 +20,23 @@ OUTPUTS = Path("outputs")  # where runs are, if nothing else was asked for
 
 
 def load_models(asked: Sequence[str | Path], device: torch.device, allow_missing: bool = False) -> list[Model]:
-    """The models that were asked for, in evaluation mode on ``device``.
+    """The models that were asked for, in evaluation mode on ``device``; two files of a run with the same weights are one.
 
     Raises:
-        ModelError: one is missing or cannot be read, unless ``allow_missing``; or there is none.
+        ModelError: one is missing, cannot be read or is not the fold's that it lies in, unless ``allow_missing``; or there
+            is none.
     """
     models: list[Model] = []
     files = find_models(asked, allow_missing)
     for file in files:
         try:
-            models.append(load_model(file, device))
+            model = load_model(file, device)
+            check_fold(model, file)
+            models.append(model)
         except ModelError as error:
+            advice = _fold_advice(file) if (file.parent.parent / PLAN).exists() else ""
             if not allow_missing or len(files) == 1:
-                raise
+                raise ModelError(f"{error}{advice}") from error
             say(f"note: answering without a model: {error}")
     if not models:
         raise ModelError("none of the models can be read; train them again")
@@ -39,7 +44,50 @@ def load_models(asked: Sequence[str | Path], device: torch.device, allow_missing
         if not allow_missing:
             raise ModelError(f"{cause}; train it again, or say --allow-missing to answer without it")
         say(f"note: answering without a fold: {cause}")
-    return models
+    return merged(models)
+
+
+def check_fold(model: Model, file: Path) -> None:
+    """Raise a ModelError for a model in a cross-validation that is not the fold's that it lies in."""
+    plan = file.parent.parent / PLAN
+    if not plan.exists():
+        return
+    count, _ = read_plan(plan)
+    number = model.training.get("fold")
+    here = isinstance(number, int) and file.parent == fold_folder(plan.parent, number)
+    if model.training.get("folds") != count or not here:
+        raise ModelError(f"{file} is not the model of this fold of {count}: somebody put it there")
+
+
+def merged(models: Sequence[Model]) -> list[Model]:
+    """The same, but where the epoch kept for presence and that for severity are one, the model stands once, for both."""
+    found: list[Model] = []
+    for model in models:
+        twin = next((k for k, other in enumerate(found) if _same(model, other)), None)
+        if twin is None:
+            found.append(model)
+        else:
+            found[twin] = replace(found[twin], task="both")
+    return found
+
+
+def _same(model: Model, other: Model) -> bool:
+    """Whether two files of one run hold the same weights."""
+    if model.source is None or other.source is None or model.source.parent != other.source.parent:
+        return False
+    if model.training.get("epoch") != other.training.get("epoch") or model.heads != other.heads:
+        return False
+    mine, its = model.net.state_dict(), other.net.state_dict()
+    return mine.keys() == its.keys() and all(torch.equal(mine[name], its[name]) for name in mine)
+
+
+def _fold_advice(file: Path) -> str:
+    """What to do about a fold, beside what is wrong with it."""
+    number = file.parent.name.rpartition("-")[2]
+    return (
+        f". Train this fold again as the others were ({file.parent.parent / PLAN} has their settings) with --fold {number} "
+        "--overwrite, or say --allow-missing to answer without it"
+    )
 
 
 def lost_folds(models: Sequence[Model], asked: Sequence[Path]) -> Iterator[str]:
@@ -86,10 +134,8 @@ def _kept(folder: Path, allow_missing: bool) -> list[Path]:
     missing = [fold for plan in sorted(folder.rglob(PLAN)) for fold in _missing(plan)]
     for fold in missing:
         if not allow_missing:
-            raise ModelError(
-                f"{fold}: this fold is missing or not trained to its end; train it (cov3d cross-validate --fold "
-                f"{fold.name.rpartition('-')[2]}), or say --allow-missing to answer without it"
-            )
+            advice = _fold_advice(fold / FINISHED).replace(" --overwrite", "")
+            raise ModelError(f"{fold}: this fold is missing or not trained to its end{advice}")
         say(f"note: answering without {fold}, which is missing or not trained to its end")
     files = sorted(file for file in folder.rglob("*.safetensors") if file.name in KEPT)
     return [file for file in files if file.parent not in missing]
@@ -97,15 +143,27 @@ def _kept(folder: Path, allow_missing: bool) -> list[Path]:
 
 def _missing(plan: Path) -> Iterator[Path]:
     """Folds of a cross-validation without a finished run that keeps all its models."""
-    try:
-        content = json.loads(plan.read_text(encoding="utf-8"))
-        count, task = int(content["folds"]), content["task"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{plan}: is damaged; run cov3d cross-validate again") from error
+    count, task = read_plan(plan)
     wanted = [FINISHED, *(ANSWERING if task == "both" else (f"{task}.safetensors",))]
     for fold in (fold_folder(plan.parent, number) for number in range(count)):
         if not all((fold / name).is_file() for name in wanted):
             yield fold
+
+
+def read_plan(plan: Path) -> tuple[int, str]:
+    """How many folds a cross-validation has, and what they are kept for.
+
+    Raises:
+        ModelError: its plan is damaged.
+    """
+    try:
+        content = json.loads(plan.read_text(encoding="utf-8"))
+        count, task = int(content["folds"]), str(content["task"])
+        if not 2 <= count <= MOST_FOLDS:
+            raise ValueError(f"{count} folds")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{plan}: is damaged; run cov3d cross-validate again") from error
+    return count, task
 
 
 def _finished(file: Path) -> bool:

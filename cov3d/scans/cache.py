@@ -2,6 +2,8 @@
 
 ``cache/<D>x<H>x<W>-<key>/<scan id>.pt`` holds one uint8 tensor ``(1, D, H, W)``; beside it ``<scan id>.json`` says what
 it was made from and vouches for it. ``manifest.csv`` gathers these for people, ``failures.csv`` lists what failed.
+Masks lie in a folder beside it, ``…-masks``, as tensors of the same shape and geometry: 0 … 255 is how likely a voxel is
+lesion.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cov3d.commit import TEMPORARY_PREFIX, check_writable, commit_json
@@ -22,12 +25,23 @@ from cov3d.config import Machine, Preprocessing, Reading, recorded
 from cov3d.console import natural, progress, say
 from cov3d.errors import Cov3dError, ScanError, SettingError
 from cov3d.scans.dicom_files import split_address
-from cov3d.scans.entry import Entry, current_entry, entry_job, make_entry, read_entry, read_tensor
+from cov3d.scans.entry import (
+    Entry,
+    current_entry,
+    entry_job,
+    keep_entry,
+    make_entry,
+    mask_job,
+    read_entry,
+    read_tensor,
+    renewed_entry,
+)
+from cov3d.scans.mask import parse_labels
 from cov3d.scans.study import Row
 from cov3d.scans.workers import Job, each
 from cov3d.tables import write_table
 
-# Raise it when the same scan and settings give other voxels than before.
+# Raise it when the same scan, or its mask, and settings give other voxels than before.
 CACHE_VERSION = 2
 MANIFEST = ("scan", "source", "fingerprint", "file", "sha256", "slices", "spacing", "warnings", "seconds")
 FAILURES = ("scan", "stage", "file", "message")
@@ -43,12 +57,13 @@ class Cache:
     made: int
     jobs: dict[str, Job]  # by scan
     verified: set[str] = field(default_factory=set)
+    computed: bool = False  # its tensors were computed by a program that alone can make them again
 
     def load(self, scan: str) -> torch.Tensor:
         """The tensor of a scan, uint8 ``(1, D, H, W)``; made again if its file is gone or has changed since it was made.
 
         Raises:
-            Cov3dError: it cannot be made again.
+            Cov3dError: it cannot be made again, or was computed.
         """
         tensor = self._read(scan)
         if tensor is None:
@@ -59,12 +74,26 @@ class Cache:
         self.verified.add(scan)
         return tensor
 
+    def keep(self, scan: str, array: np.ndarray, volume: Entry) -> None:
+        """Put a computed tensor, uint8 ``(1, D, H, W)``, into a cache of such, whole or not at all.
+
+        ``volume`` is the scan's entry in the cache of volumes from which it was computed: when the scan's files change,
+        both are out of date.
+
+        Raises:
+            Cov3dError: it cannot be written.
+            ValueError: it has another type or shape.
+        """
+        self.entries[scan] = keep_entry(self.jobs[scan], array, volume)
+
     def _read(self, scan: str) -> torch.Tensor | None:
         return read_tensor(self.jobs[scan], self.entries[scan], verify=scan not in self.verified)  # once a run
 
     def _make_again(self, scan: str) -> None:
         """Here and not in a worker process: a loader's process may have none of its own."""
         what = f"{self._file(scan)} is gone or has changed since it was made"
+        if self.computed:
+            raise Cov3dError(f"{what}; run the same command again, which computes it anew")
         say(f"note: {what}; it is made again")
         self.verified.discard(scan)
         try:
@@ -80,7 +109,7 @@ def cache_folder(root: Path, settings: Preprocessing, reading: Reading | None = 
     """Where scans of these settings lie: every setting that changes a voxel, and the cache's version, is in the name."""
     described = json.dumps(_described(settings, reading or Reading()), sort_keys=True)
     depth, height, width = settings.shape
-    return root / f"{depth}x{height}x{width}-{hashlib.sha256(described.encode()).hexdigest()[:10]}"
+    return root / f"{depth}x{height}x{width}-{_short_hash(described)}"
 
 
 def _described(settings: Preprocessing, reading: Reading) -> dict[str, Any]:
@@ -104,18 +133,92 @@ def fill_cache(
         Cov3dError: the cache cannot be written.
         SettingError: the cache would lie inside a scan.
     """
-    machine, reading = machine or Machine(), reading or Reading()
+    reading = reading or Reading()
     folder = cache_folder(Path(root), settings, reading)
-    _check_apart(rows, Path(root))
+    jobs = {row.scan: entry_job(row.scan, row.path, folder, settings, reading) for row in rows}
+    _open(folder, rows, Path(root), _described(settings, reading))
+    return _fill(folder, jobs, machine or Machine(), "preprocess")
+
+
+def fill_masks(
+    rows: Sequence[Row],
+    settings: Preprocessing,
+    root: str | Path = "cache",
+    machine: Machine | None = None,
+    reading: Reading | None = None,
+    labels: str = "",
+) -> Cache:
+    """The same for the masks of the rows that have one: each lies on the scan's tensor of the same settings.
+
+    ``labels``, as ``1,3``, are the values that are lesion; without, masks hold 0 and 1. A mask is made again when the scan's
+    files or its own have changed. What is wrong with a mask is a failure of its scan.
+
+    Raises:
+        Cov3dError: the cache cannot be written.
+        SettingError: the cache would lie inside a scan or a mask, or labels are no numbers.
+    """
+    reading = reading or Reading()
+    rows = [row for row in rows if row.mask is not None]
+    labels = ",".join(map(str, parse_labels(labels)))
+    folder = masks_folder(Path(root), settings, reading, f"labels {labels}" if labels else "")
+    jobs = {
+        row.scan: mask_job(entry_job(row.scan, row.path, folder, settings, reading), row.mask, labels)
+        for row in rows
+        if row.mask is not None
+    }
+    _open(folder, rows, Path(root), {**_described(settings, reading), "mask_labels": labels})
+    return _fill(folder, jobs, machine or Machine(), "mask")
+
+
+def pseudo_cache(
+    rows: Sequence[Row],
+    settings: Preprocessing,
+    root: str | Path,
+    reading: Reading | None,
+    made_by: str,
+) -> Cache:
+    """Masks that a program computes, such as a teacher's, and puts here by :meth:`Cache.keep`; those that are kept already.
+
+    ``made_by`` says all that a voxel depends on beside the scan: which network, which threshold. Entries are there for scans
+    whose files are as they were; whatever is missing is to be computed.
+
+    Raises:
+        Cov3dError: the cache cannot be written.
+        SettingError: the cache would lie inside a scan.
+    """
+    reading = reading or Reading()
+    folder = masks_folder(Path(root), settings, reading, made_by)
+    jobs = {row.scan: entry_job(row.scan, row.path, folder, settings, reading) for row in rows}
+    _open(folder, rows, Path(root), {**_described(settings, reading), "made_by": made_by})
+    found = {scan: current_entry(job) or renewed_entry(job) for scan, job in jobs.items()}
+    return Cache(folder, {scan: entry for scan, entry in found.items() if entry}, {}, 0, jobs, computed=True)
+
+
+def masks_folder(root: Path, settings: Preprocessing, reading: Reading | None = None, made_by: str = "") -> Path:
+    """Where the masks lie of scans of these settings; those of other labels, or by a program, in folders of their own."""
+    volumes = cache_folder(root, settings, reading)
+    return volumes.with_name(f"{volumes.name}-masks{f'-{_short_hash(made_by)}' if made_by else ''}")
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", errors="surrogateescape")).hexdigest()[:10]
+
+
+def _open(folder: Path, rows: Sequence[Row], root: Path, described: dict[str, Any]) -> None:
+    """Make the folder, or take what is there, and write into it what its tensors depend on."""
+    _check_apart(rows, root)
     check_writable(folder)
     _sweep(folder)
-    commit_json(folder / "settings.json", _described(settings, reading))
-    jobs = {row.scan: entry_job(row.scan, row.path, folder, settings, reading) for row in rows}
+    commit_json(folder / "settings.json", described)
+
+
+def _fill(folder: Path, jobs: dict[str, Job], machine: Machine, stage: str) -> Cache:
+    """Make the entries that are missing."""
     entries = {scan: entry for scan, job in jobs.items() if (entry := current_entry(job))}
     missing = [scan for scan in jobs if scan not in entries]
     failures: dict[str, str] = {}
     try:
-        with progress(len(missing), "preprocess") as step:
+        with progress(len(missing), stage) as step:
             for outcome in each(make_entry, [jobs[scan] for scan in missing], machine.processes, machine.timeout):
                 scan = missing[outcome.index]
                 if outcome.error:
@@ -124,17 +227,18 @@ def fill_cache(
                     entries[scan] = outcome.answer
                 step(scan)
     finally:
-        _write_lists(folder, rows, failures)
+        _write_lists(folder, jobs, failures, stage)
     return Cache(folder, entries, failures, len(missing) - len(failures), jobs)
 
 
 def _check_apart(rows: Sequence[Row], root: Path) -> None:
     inside = Path(os.path.realpath(root))
-    for row in rows:
-        source, _ = split_address(row.path)
-        scan = Path(os.path.realpath(source))
-        if scan == inside or (scan in inside.parents and source.is_dir()):
-            raise SettingError(f"--cache {root} lies inside the scan {source}; choose a folder beside the data")
+    sources = [("scan", split_address(row.path)[0]) for row in rows]
+    sources += [("mask", row.mask) for row in rows if row.mask is not None]
+    for kind, source in sources:
+        real = Path(os.path.realpath(source))
+        if real == inside or (real in inside.parents and source.is_dir()):
+            raise SettingError(f"--cache {root} lies inside the {kind} {source}; choose a folder beside the data")
 
 
 def _sweep(folder: Path) -> None:
@@ -144,14 +248,13 @@ def _sweep(folder: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def _write_lists(folder: Path, rows: Sequence[Row], failures: dict[str, str]) -> None:
+def _write_lists(folder: Path, jobs: dict[str, Job], failures: dict[str, str], stage: str) -> None:
     """``manifest.csv`` from every entry of the folder (other studies' too), ``failures.csv`` from this run."""
     entries = [entry for file in folder.glob("*.json") if (entry := read_entry(file))]
     entries.sort(key=lambda entry: natural(entry["scan"]))
     write_table(folder / "manifest.csv", MANIFEST, [_manifest_row(entry) for entry in entries])
-    paths = {row.scan: row.path for row in rows}
     failed = [
-        {"scan": scan, "stage": "preprocess", "file": paths[scan].name, "message": failures[scan]}
+        {"scan": scan, "stage": stage, "file": Path(jobs[scan]["path"]).name, "message": failures[scan]}
         for scan in sorted(failures, key=natural)
     ]
     write_table(folder / "failures.csv", FAILURES, failed)

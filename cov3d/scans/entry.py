@@ -1,4 +1,4 @@
-"""One scan in the cache: a tensor's file, and the JSON beside it that says what it was made from and vouches for it."""
+"""A scan, or its mask, in the cache: a tensor's file, and the JSON beside it that says what from and vouches for it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import os
 import re
 import time
 import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -21,9 +23,10 @@ from cov3d.config import Preprocessing, Reading, from_dict, to_dict
 from cov3d.errors import ScanError
 from cov3d.scans.boundary import patiently
 from cov3d.scans.fingerprint import check_unchanged, content_fingerprint, sha256, stat_fingerprint
+from cov3d.scans.mask import mask_remarks, prepare_mask, read_mask
 from cov3d.scans.preprocess import prepare
 from cov3d.scans.read import read
-from cov3d.scans.scan import Flaw
+from cov3d.scans.scan import Flaw, Scan
 from cov3d.scans.workers import Job
 
 Entry = dict[str, Any]
@@ -42,6 +45,11 @@ def entry_job(scan: str, path: Path, folder: Path, settings: Preprocessing, read
     return {"scan": scan, "path": str(path), "folder": str(folder), **ways}
 
 
+def mask_job(job: Job, mask: Path, labels: str = "") -> Job:
+    """What is needed to make the entry of its mask, in which the values ``labels`` are lesion."""
+    return {**job, "mask": str(mask), "labels": labels}
+
+
 def entry_stem(scan: str, path: Path) -> str:
     """A file name for a scan: no scan's name can lead it out of the cache, and no two scans share it, of other studies too."""
     readable = re.sub(r"[^A-Za-z0-9_.-]+", "-", scan).strip(".-")[-80:]
@@ -50,34 +58,120 @@ def entry_stem(scan: str, path: Path) -> str:
 
 
 def make_entry(job: Job) -> tuple[Entry, tuple[bytes, ...]]:
-    """Preprocess one scan into the cache: the tensor first, then the entry that vouches for it. Runs in a worker."""
+    """Preprocess one scan, or its mask, into the cache: the tensor first, then the entry. Runs in a worker."""
     begin = time.monotonic()
-    path, folder = Path(job["path"]), Path(job["folder"])
-    stem = entry_stem(job["scan"], path)
-    before = stat_fingerprint(path)
-    content = content_fingerprint(path)
-    reading = from_dict(Reading, job["reading"], "job")
-    old = read_entry(folder / f"{stem}.json")
-    if old and _forgiven(old, reading) and old["content"] == content and _is_sound(folder, old):
-        entry = {**old, "fingerprint": before}  # files were touched, not changed
-    else:
-        array, scan = prepare(read(path, reading), from_dict(Preprocessing, job["settings"], "job"))
-        check_unchanged(path, before)
-        entry = {
-            "scan": job["scan"],
-            "source": path.name,
-            "fingerprint": before,
-            "content": content,
-            "file": f"{stem}.pt",
-            **_save(folder / f"{stem}.pt", array),
-            "slices": len(scan.slices),
-            "spacing": scan.spacing,
-            "warnings": list(scan.remarks),
-            "flaws": scan.flaws,
-            "seconds": round(time.monotonic() - begin, 3),
-        }
-    commit_json(folder / f"{stem}.json", entry)
+    before, content = _of_files(stat_fingerprint, job), _of_files(content_fingerprint, job)
+    entry = _touched(job, before, content)
+    if entry is None:
+        array, scan, remarks = _mask_made(job) if "mask" in job else _made(job)
+        _check_unchanged(job, before)
+        made_from = {"fingerprint": before, "content": content, "slices": len(scan.slices), "spacing": scan.spacing}
+        entry = _write(job, array, {**made_from, "flaws": scan.flaws}, remarks, begin)
+    commit_json(_entry_file(job), entry)
     return entry, ()
+
+
+def keep_entry(job: Job, array: np.ndarray, volume: Entry) -> Entry:
+    """Put a tensor that a program computed into the cache, as one of the scan's files that ``volume`` was made from.
+
+    Raises:
+        ValueError: it is not uint8 ``(1, D, H, W)`` of the job's settings.
+    """
+    if (array.dtype, array.shape) != (np.uint8, (1, *_shape(job))):
+        raise ValueError(f"expected uint8 {(1, *_shape(job))}, got {array.dtype} {array.shape}")
+    entry = _write(job, array, volume, (), time.monotonic())
+    commit_json(_entry_file(job), entry)
+    return entry
+
+
+def renewed_entry(job: Job) -> Entry | None:
+    """The entry of a scan whose files were touched and not changed, made current."""
+    if read_entry(_entry_file(job)) is None:
+        return None  # nothing to renew; files are not read for it
+    try:
+        entry = _touched(job, _of_files(stat_fingerprint, job), _of_files(content_fingerprint, job))
+    except ScanError:
+        return None
+    if entry is not None:
+        commit_json(_entry_file(job), entry)
+    return entry
+
+
+def _made(job: Job) -> tuple[np.ndarray, Scan, tuple[str, ...]]:
+    """A scan's tensor, what became of the scan on the way, and what is to be said."""
+    array, prepared = prepare(_read(job), _settings(job))
+    return array, prepared, prepared.remarks
+
+
+def _mask_made(job: Job) -> tuple[np.ndarray, Scan, tuple[str, ...]]:
+    """The same of its mask."""
+    whole = _read(job)
+    with _about_mask(job):
+        mask = read_mask(job["mask"], whole, job["labels"])
+    _, prepared = prepare(whole, _settings(job))
+    array = prepare_mask(mask, prepared, _settings(job))
+    return array, prepared, mask_remarks(mask, array)
+
+
+def _read(job: Job) -> Scan:
+    return read(Path(job["path"]), from_dict(Reading, job["reading"], "job"))
+
+
+@contextmanager
+def _about_mask(job: Job) -> Iterator[None]:
+    """What is wrong with a mask fails its scan."""
+    try:
+        yield
+    except ScanError as error:
+        raise ScanError(job["path"], f"its mask {Path(job['mask']).name}: {error.cause}") from error
+
+
+def _of_files(look: Callable[[Path], str], job: Job) -> str:
+    """A fingerprint of the files that an entry is made from: the scan's, and the mask's."""
+    scan = look(Path(job["path"]))
+    if "mask" not in job:
+        return scan
+    with _about_mask(job):
+        return f"{scan} {look(Path(job['mask']))}"
+
+
+def _check_unchanged(job: Job, before: str) -> None:
+    scan, *mask = before.split(" ")
+    check_unchanged(Path(job["path"]), scan)
+    if mask:
+        with _about_mask(job):
+            check_unchanged(Path(job["mask"]), mask[0])
+
+
+def _touched(job: Job, fingerprint: str, content: str) -> Entry | None:
+    """The entry that is there, with a new fingerprint, if files were touched and not changed."""
+    folder, reading = Path(job["folder"]), from_dict(Reading, job["reading"], "job")
+    old = read_entry(_entry_file(job))
+    if old and _forgiven(old, reading) and old["content"] == content and _is_sound(folder, old):
+        return {**old, "fingerprint": fingerprint}
+    return None
+
+
+def _entry_file(job: Job) -> Path:
+    return Path(job["folder"]) / f"{entry_stem(job['scan'], Path(job['path']))}.json"
+
+
+def _write(job: Job, array: np.ndarray, made_from: Entry, remarks: Sequence[str], begin: float) -> Entry:
+    """Write a tensor's file; returns the entry that vouches for it, to be written after it."""
+    file = _entry_file(job).with_suffix(".pt")
+    return {
+        "scan": job["scan"],
+        "source": Path(job["mask"] if "mask" in job else job["path"]).name,
+        "fingerprint": made_from["fingerprint"],
+        "content": made_from["content"],
+        "file": file.name,
+        **_save(file, array),
+        "slices": made_from["slices"],
+        "spacing": made_from["spacing"],
+        "warnings": list(remarks),
+        "flaws": made_from["flaws"],
+        "seconds": round(time.monotonic() - begin, 3),
+    }
 
 
 def _save(path: Path, array: np.ndarray) -> dict[str, Any]:
@@ -86,13 +180,13 @@ def _save(path: Path, array: np.ndarray) -> dict[str, Any]:
 
 
 def current_entry(job: Job) -> Entry | None:
-    """The entry of a scan, if it is there, its file of the right size, and made from the scan's files as they are."""
-    path, folder = Path(job["path"]), Path(job["folder"])
-    entry = read_entry(folder / f"{entry_stem(job['scan'], path)}.json")
-    if entry is None or not _is_whole(folder, entry) or not _forgiven(entry, from_dict(Reading, job["reading"], "job")):
+    """The entry of a scan, if it is there, its file of the right size, and made from the files as they are."""
+    entry = read_entry(_entry_file(job))
+    reading = from_dict(Reading, job["reading"], "job")
+    if entry is None or not _is_whole(Path(job["folder"]), entry) or not _forgiven(entry, reading):
         return None
     try:
-        current = stat_fingerprint(path)
+        current = _of_files(stat_fingerprint, job)
     except ScanError:
         return None  # it will be read, and then fail with its cause
     return entry if entry["fingerprint"] == current else None
@@ -130,8 +224,12 @@ def read_tensor(job: Job, entry: Entry, verify: bool = True) -> torch.Tensor | N
     return tensor if fits else None
 
 
+def _settings(job: Job) -> Preprocessing:
+    return from_dict(Preprocessing, job["settings"], "job")
+
+
 def _shape(job: Job) -> tuple[int, int, int]:
-    return from_dict(Preprocessing, job["settings"], "job").shape
+    return _settings(job).shape
 
 
 def _forgiven(entry: Entry, reading: Reading) -> bool:

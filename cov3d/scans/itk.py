@@ -36,6 +36,7 @@ def read_itk(path: Path, reading: Reading) -> Scan:
     header = _header(path)
     affine = np.eye(4)
     affine[:3, :3] = LPS_TO_RAS @ header.axes
+    affine[:3, 3] = LPS_TO_RAS @ header.origin
     stored, warnings = _stored_voxels(path, header)
     return volume_scan(path, stored, affine, reading, warnings=(*header.warnings, *warnings))
 

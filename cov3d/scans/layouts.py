@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from cov3d.console import few
+from cov3d.console import few, plural
 from cov3d.errors import Cov3dError, StudyError
-from cov3d.labels import SEVERITY_TABLES, UNKNOWN, parse_presence
+from cov3d.labels import SEVERITY_TABLES, UNKNOWN, parse_outcome, parse_presence
 from cov3d.scans.read import find_scans, lost_scans, scan_name
 from cov3d.scans.severity_table import grade
 from cov3d.scans.study import CLASS_FOLDERS, PARTITIONS, TEST, TRAIN, Findings, Row, name_below
@@ -22,6 +23,7 @@ EXCEL_SEVERITY_TABLES = {
 }
 VOLUME_AND_MASK = re.compile(r"(volume-covid19-.+)_(ct|seg)\.nii(\.gz)?", re.IGNORECASE)
 GRADE_FOLDER = re.compile(r"CT-([0-4])", re.IGNORECASE)
+MASKS = "masks"  # a folder of COV19-CT-DB, beside its partitions, and of STOIC, beside its scans
 MASK = re.compile(r"(.+)_mask\.nii(\.gz)?", re.IGNORECASE)
 
 
@@ -60,7 +62,11 @@ def find_layout_below(root: Path) -> tuple[Path, Findings] | None:
 
 
 def cov19_ct_db(root: Path) -> Findings | None:
-    """``train|validation/{covid,non-covid}/<scan>`` with ``Name;Category`` tables of severity (COV19-CT-DB)."""
+    """``train|validation/{covid,non-covid}/<scan>`` with ``Name;Category`` tables of severity (COV19-CT-DB).
+
+    Somebody's masks lie as the scans do: that of ``train/covid/ct_scan_3`` is ``masks/train/covid/ct_scan_3.nii.gz``, or of
+    another form.
+    """
     folders = list(_class_folders(root))
     if not folders:
         return None
@@ -69,12 +75,33 @@ def cov19_ct_db(root: Path) -> Findings | None:
         found_here = find_scans(folder)
         scans = [*found_here, *lost_scans(folder, found_here)]
         found.rows += [Row(name_below(path, root), path, presence, split=split) for path in scans]
+    _find_masks(found, root)
     given: dict[str, str] = {}
     for split in SEVERITY_TABLES:
         table = _severity_table(root, split)
         if table:
             grade(found, split, table, given)
     return found
+
+
+def _find_masks(found: Findings, root: Path) -> None:
+    """Give the rows the masks that lie in ``masks`` as they do in ``root``."""
+    folder = root / MASKS
+    if not folder.is_dir():
+        return
+    masks = _by_name([(_stem_below(path, folder), path) for path in find_scans(folder)], root, found.problems)
+    stems = [_stem_below(row.path, root) for row in found.rows]
+    found.rows[:] = [replace(row, mask=masks.get(stem)) for row, stem in zip(found.rows, stems, strict=True)]
+    orphans = [name_below(masks[stem], root) for stem in masks.keys() - set(stems)]
+    if orphans:
+        found.warnings.append(
+            f"{plural(len(orphans), 'mask')} without a scan of that name, left out: {few(sorted(orphans))}"
+        )
+
+
+def _stem_below(path: Path, root: Path) -> str:
+    """A scan's path from ``root``, without what belongs to its file form."""
+    return name_below(path.with_name(scan_name(path)), root)
 
 
 def _class_folders(root: Path) -> Iterator[tuple[str, int, Path]]:
@@ -106,7 +133,8 @@ def stoic(root: Path) -> Findings | None:
     """``data/mha/<PatientID>.mha`` with ``metadata/reference.csv`` (STOIC, https://stoic2021.grand-challenge.org).
 
     Scans are called by their PatientID. Its ``probSevere`` (intubated or dead within a month) is an outcome and no grade
-    of what the scan shows, and has two values where severity has four: it is not read, and severity stays unknown.
+    of what the scan shows, and has two values where severity has four: it is read as outcome, and severity stays unknown.
+    Somebody's masks are ``data/masks/<PatientID>.nii.gz``, or of another form.
     """
     folder, table = root / "data" / "mha", root / "metadata" / "reference.csv"
     if not (folder.is_dir() and table.is_file()):
@@ -114,7 +142,7 @@ def stoic(root: Path) -> Findings | None:
     found = Findings()
     files = {path.stem: path for path in _files(folder) if path.suffix.lower() == ".mha"}
     listed: set[str] = set()
-    for number, (patient, covid) in read_columns(table, "PatientID", "probCOVID"):
+    for number, (patient, covid, severe) in read_columns(table, "PatientID", "probCOVID", optional=("probSevere",)):
         where = f"{table.name} row {number} ({patient})"
         if patient in listed:
             found.problems.append(f"{where}: listed twice")
@@ -122,11 +150,14 @@ def stoic(root: Path) -> Findings | None:
             found.problems.append(f"{where}: no such scan in data/mha; copy it there, or take the row out")
         else:
             try:
-                found.rows.append(Row(patient, files[patient], parse_presence(covid), patient=patient))
+                presence, outcome = parse_presence(covid), parse_outcome(severe)
+                found.rows.append(Row(patient, files[patient], presence, patient=patient, outcome=outcome))
             except Cov3dError as error:
                 found.problems.append(f"{where}: {error}")
         listed.add(patient)
     found.rows += [Row(name, path, patient=name) for name, path in files.items() if name not in listed]
+    masks = _by_name([(scan_name(path), path) for path in _files(root / "data" / MASKS)], root, found.problems)
+    found.rows[:] = [replace(row, mask=masks.get(row.patient)) for row in found.rows]
     unlisted = [path.name for name, path in files.items() if name not in listed]
     if unlisted:
         found.warnings.append(f"{len(unlisted)} scans have no row in {table.name}, so no label: {few(unlisted)}")

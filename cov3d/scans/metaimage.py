@@ -30,6 +30,8 @@ OTHER_NAMES = {
     "ElementByteOrderMSB": "BinaryDataByteOrderMSB",
     "Rotation": "TransformMatrix",
     "Orientation": "TransformMatrix",
+    "Position": "Offset",
+    "Origin": "Offset",
 }
 # What would make other voxels of the bytes, by the only value that is read. SimpleITK ignores the last two in silence.
 PLAIN = {
@@ -60,7 +62,8 @@ def metaimage_header(path: Path, text: bytes) -> Header:
     axes, warnings = _axes(fields, len(shape))
     local = fields.word("ElementDataFile") == "local"
     data = path if local else _beside(path, fields["ElementDataFile"])
-    return Header(shape, dtype, axes, data, end if local else 0, _yes(fields, "CompressedData"), warnings)
+    origin = fields.place("Offset", fields["Offset"].split()[:3]) if "Offset" in fields else np.zeros(3)
+    return Header(shape, dtype, axes, origin, data, end if local else 0, _yes(fields, "CompressedData"), warnings)
 
 
 def _pairs(path: Path, text: bytes) -> tuple[list[tuple[str, str]], int]:

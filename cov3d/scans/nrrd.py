@@ -60,7 +60,7 @@ def nrrd_header(path: Path, text: bytes) -> Header:
     if set(fields.word("kinds").split()[:3]) - SPATIAL:
         raise ScanError(path, "has axes (kinds) that are not of space; export the CT itself")
     axes, warnings = _axes(fields, len(shape))
-    return Header(shape, dtype, axes, path, end, PACKED[fields.word("encoding")], warnings)
+    return Header(shape, dtype, axes, _origin(fields), path, end, PACKED[fields.word("encoding")], warnings)
 
 
 def _pairs(path: Path, text: bytes) -> tuple[list[tuple[str, str]], int]:
@@ -90,6 +90,14 @@ def _axes(fields: Fields, count: int) -> tuple[np.ndarray, tuple[str, ...]]:
     if asked in SPACES:
         return np.array(SPACES[asked])[:, None] * axes, ()
     return axes, (unknown_orientation("its space is not a patient's" if asked else "no space in its header"),)
+
+
+def _origin(fields: Fields) -> np.ndarray:
+    """Where the first voxel lies, from the header's space to the patient's; at 0 where the header does not say."""
+    if "space origin" not in fields:
+        return np.zeros(3)
+    origin = fields.place("space origin", fields["space origin"].strip("()").split(","))
+    return np.array(SPACES.get(fields.word("space"), LPS)) * origin
 
 
 def _vectors(fields: Fields) -> list[list[float]]:

@@ -20,6 +20,7 @@ ARCHIVES = (".7z", ".rar", ".tar", ".tgz", ".tar.gz")
 # Volumes and slices of forms that are not read; they are found, so that they fail and do not vanish.
 UNREAD_VOLUMES = (".nii.bz2", ".nii.xz", ".nii.zst", ".hdr", ".nhdr", ".mgz", ".mgh", ".mnc", ".gipl")
 UNREAD_SLICE = re.compile(r".*\.(jpe?g|png|tiff?|bmp|jp2|dcm\.(gz|bz2|xz))", re.IGNORECASE)
+MASKS = "masks"  # folders of them
 LITTER = ("thumbs.db", "desktop.ini")  # what Windows leaves in folders
 
 
@@ -75,7 +76,7 @@ def lost_scans(folder: Path, found: Iterable[Path]) -> list[Path]:
 
 
 def ask_scans(asked: Iterable[str | Path], reading: Reading | None = None) -> list[Path]:
-    """The scans that a user's paths mean: each path itself if it is a scan, else the scans below it.
+    """The scans that a user's paths mean: each path itself if it is a scan, else the scans below it, but none in ``masks``.
 
     With ``--series all`` each series of a DICOM scan is one. A path that is not there, or a folder without scans, stays in
     the list: it fails when it is read, and costs one row.
@@ -88,14 +89,19 @@ def ask_scans(asked: Iterable[str | Path], reading: Reading | None = None) -> li
     if not paths:
         raise SettingError("name the scans, or folders of scans")
     found = {path: find_scans(path) if _is_folder(path) else [path] for path in paths}
-    if not any(found.values()):
+    if not any(_without_masks(below, path) for path, below in found.items()):
         raise Cov3dError(f"{', '.join(map(str, paths))}: no scans found (looked for {SUPPORTED})")
     scans: dict[str, Path] = {}
     for path in paths:
-        for whole in [*(found[path] or [path]), *lost_scans(path, found[path])]:
+        for whole in _without_masks([*(found[path] or [path]), *lost_scans(path, found[path])], path):
             for scan in each_series(whole, reading or Reading()):
                 scans.setdefault(os.path.realpath(scan), scan)
     return sorted(scans.values(), key=lambda path: natural(path.as_posix()))
+
+
+def _without_masks(scans: list[Path], folder: Path) -> list[Path]:
+    """The scans below a folder that do not lie in one called ``masks`` there, where studies keep lesions."""
+    return [path for path in scans if MASKS not in path.relative_to(folder).parts[:-1]]
 
 
 # Forms

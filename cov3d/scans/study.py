@@ -41,6 +41,7 @@ class Row:
     weight: float = 1.0
     mask: Path | None = None
     fold: int | None = None  # of the study's own cross-validation
+    outcome: int = UNKNOWN  # 0 or 1: what became of the patient, as STOIC's probSevere
 
     @property
     def person(self) -> str:
@@ -61,7 +62,8 @@ class Study:
         """A hash of every scan's name, labels and split."""
         facts = [(r.scan, r.presence, r.severity, r.split, r.patient, r.weight) for r in self.rows]
         folds = [r.fold for r in self.rows]
-        described = repr(facts if set(folds) <= {None} else (facts, folds))
+        further = [known for known in (folds, [r.outcome for r in self.rows]) if set(known) - {None, UNKNOWN}]
+        described = repr((facts, *further) if further else facts)
         return hashlib.sha256(described.encode("utf-8", errors="surrogateescape")).hexdigest()[:16]
 
 

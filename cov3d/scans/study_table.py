@@ -8,7 +8,7 @@ from unicodedata import normalize
 
 from cov3d.console import few
 from cov3d.errors import Cov3dError, StudyError
-from cov3d.labels import UNKNOWN, parse_presence, parse_severity
+from cov3d.labels import UNKNOWN, parse_outcome, parse_presence, parse_severity
 from cov3d.scans.dicom_files import ADDRESS
 from cov3d.scans.study import CLASS_FOLDERS, PARTITIONS, TRAIN, VALIDATION, Findings, Row
 from cov3d.tables import SUFFIXES, read_numbered, read_table
@@ -23,6 +23,7 @@ COLUMNS = {
     "site": ("site",),
     "weight": ("weight",),
     "mask": ("mask",),
+    "outcome": ("outcome",),
 }
 
 
@@ -122,6 +123,7 @@ def _row(root: Path, cells: dict[str, str]) -> Row:
         patient=cells.get("patient", ""),
         site=cells.get("site", ""),
         weight=_weight(cells.get("weight", "")),
+        outcome=parse_outcome(cells.get("outcome", "")),
         mask=_inside(root, cells["mask"]) if cells.get("mask") else None,
     )
 

@@ -26,6 +26,7 @@ class Header:
     shape: tuple[int, ...]  # (i, j, k), perhaps more sides of 1
     dtype: np.dtype
     axes: np.ndarray  # (3, 3): steps along i, j, k as columns, in mm Left, Posterior, Superior
+    origin: np.ndarray  # (3,): where voxel 0, 0, 0 lies, in the same mm
     data: Path
     offset: int
     packed: bool
@@ -88,6 +89,13 @@ class Fields:
         if len(numbers) != count:
             raise ScanError(self.path, f"has {len(numbers)} numbers as {key} in its header, expected {count}")
         return numbers
+
+    def place(self, key: str, texts: Sequence[str]) -> np.ndarray:
+        """Texts as a place in space, mm ``(3,)``."""
+        numbers = self.floats(key, texts)
+        if len(numbers) != 3:
+            raise ScanError(self.path, f"has {len(numbers)} numbers as {key} in its header, expected 3")
+        return np.array(numbers)
 
     def layout(self, dimensions: str, sizes: str, dtype: np.dtype) -> tuple[int, ...]:
         """The shape of the voxels, if it is that of one volume that can be."""

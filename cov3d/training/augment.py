@@ -13,6 +13,8 @@ from cov3d.training.draws import Draw, draw
 from cov3d.training.intensity import add_noise, blur
 from cov3d.training.spatial import place
 
+MASKS = 2  # of a batch's labels: classes, weights, masks
+
 
 def augment(
     scans: Tensor,
@@ -57,6 +59,13 @@ def _apply(scan: Tensor, drawn: Draw, shape: Sequence[int]) -> Tensor:
     return add_noise(scan, drawn.deviation, drawn.seed) if drawn.deviation else scan
 
 
+def move_masks(masks: Tensor, draws: Sequence[Draw], shape: Sequence[int]) -> Tensor:
+    """Masks uint8 ``(B, 1, D', H', W')`` moved as their scans are, float ``(B, 1, *shape)``; one of 0 and 255 stays hard."""
+    moved = apply(masks, [Draw(drawn.placement) for drawn in draws], shape)
+    soft = ((masks > 0) & (masks < 255)).flatten(1).any(1).view(-1, 1, 1, 1, 1)
+    return torch.where(soft, moved, (moved >= 0.5).to(moved.dtype))
+
+
 class Augment(Callback):
     """Cast cached scans to float in the network's size and, in training only, augment them."""
 
@@ -67,10 +76,12 @@ class Augment(Callback):
         self.generator = torch.Generator().manual_seed(seed)
 
     def before_batch(self) -> None:
-        """uint8 ``(B, 1, D', H', W')`` becomes float in [0, 1], ``(B, 1, D, H, W)``."""
+        """uint8 ``(B, 1, D', H', W')`` becomes float in [0, 1], ``(B, 1, D, H, W)``; masks, the last labels, go along."""
         scans = self.learn.xb[0]
+        draws = [Draw()] * len(scans)
         if self.learn.training:
-            scans = augment(scans, self.numbers, self.generator, self.shape)
-        else:
-            scans = apply(scans, [Draw()] * len(scans), self.shape)
-        self.learn.xb = (scans,)
+            draws = draw(len(scans), self.numbers, scans.shape[2:], self.shape, self.generator)
+        self.learn.xb = (apply(scans, draws, self.shape),)
+        if len(self.learn.yb) > MASKS:
+            masks = move_masks(self.learn.yb[MASKS], draws, self.shape)
+            self.learn.yb = (*self.learn.yb[:MASKS], masks, *self.learn.yb[MASKS + 1 :])

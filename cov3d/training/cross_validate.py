@@ -16,10 +16,10 @@ from cov3d.console import few, say
 from cov3d.errors import Cov3dError, SettingError
 from cov3d.metrics import score_presence, score_severity
 from cov3d.predictions import Prediction, read_predictions, write_predictions
-from cov3d.runs import CONFIG, FINISHED, FOLDS, OUT_OF_FOLD, PLAN, PREDICTIONS, RUN_FILES, fold_folder
+from cov3d.runs import CONFIG, FINISHED, FOLDS, MOST_FOLDS, OUT_OF_FOLD, PLAN, PREDICTIONS, RUN_FILES, fold_folder
 from cov3d.scans.study import Row, Study
-from cov3d.training.epochs import SELECTED, UNCHOSEN
 from cov3d.training.folds import Folds, deal
+from cov3d.training.keeper import NOTES
 from cov3d.training.train import Run, prepare_study, train_split
 
 LOST = "could not be read when its fold was trained; see failures.csv in the cache"
@@ -46,7 +46,8 @@ def cross_validate(
         StudyError: a class with fewer patients than folds.
         Cov3dError: nothing to collect yet.
     """
-    settings, machine = settings or RunSettings(), machine or Machine()
+    machine = machine or Machine()
+    settings = settings or RunSettings()
     if collect_only and (fold is not None or overwrite):
         raise SettingError("--collect trains nothing, so --fold and --overwrite say nothing beside it; leave them out")
     settings = _settled(settings, folds, fold)
@@ -82,6 +83,8 @@ def _train_fold(
 ) -> Run:
     """Train one fold; a run of it that was stopped begins anew."""
     say(f"fold {number} of 0 to {folds.count - 1}")
+    for name in (FINISHED, OUT_OF_FOLD):  # scores of the fold that was there before
+        (folder / name).unlink(missing_ok=True)
     overwrite = overwrite or not _is_finished(folder, number)
     about = {"fold": number, "folds": folds.count}
     return train_split(
@@ -95,6 +98,8 @@ def _settled(settings: RunSettings, folds: int, fold: int | None) -> RunSettings
     Raises:
         SettingError: what says nothing here.
     """
+    if not 2 <= folds <= MOST_FOLDS:
+        raise SettingError(f"--folds {folds} is out of range; expected 2 to {MOST_FOLDS}")
     if fold is not None and not 0 <= fold < folds:
         raise SettingError(f"--fold {fold} is not one of 0 to {folds - 1}")
     if settings.training.validation_fraction is not None:
@@ -120,14 +125,17 @@ def collect(folder: Path, folds: Folds, settings: RunSettings) -> dict[str, str]
         held = {row.scan for row in folds.split(number).validation}
         found = {prediction.scan: prediction for prediction in read_predictions(path)}
         if not found.keys() <= held:
-            raise Cov3dError(f"{path}: holds scans that fold {number} does not hold out; train it again")
+            raise Cov3dError(
+                f"{path}: holds scans that fold {number} does not hold out; say --fold {number} --overwrite to train it again"
+            )
         answers |= found
     rows = [row for row in folds.rows if row.scan in answers]
     lost = {row.scan: LOST for row in folds.rows if row.scan not in answers}
     failed = [Prediction(scan, scan, error=cause) for scan, cause in lost.items()]
     write_predictions(folder / OUT_OF_FOLD, [*(answers[row.scan] for row in rows), *failed])
-    notes = {
-        json.loads((fold_folder(folder, k) / FINISHED).read_text(encoding="utf-8"))["note"] for k in range(folds.count)
+    chosen = {
+        json.loads((fold_folder(folder, k) / FINISHED).read_text(encoding="utf-8"))["chosen"]
+        for k in range(folds.count)
     }
     learnt = [task for task, factor in (("presence", 1.0), ("severity", 0.0)) if settings.severity_factor != factor]
     scores = {task: _scores(task, rows, answers, folds) for task in learnt}
@@ -135,7 +143,7 @@ def collect(folder: Path, folds: Folds, settings: RunSettings) -> dict[str, str]
         **scores,
         "scans": len(rows),
         "lost": sorted(lost),
-        "note": SELECTED if SELECTED in notes else UNCHOSEN,
+        "note": NOTES["best" if "best" in chosen else "last"],
     }
     commit_json(folder / FINISHED, metrics)
     for task in learnt:
@@ -194,15 +202,24 @@ def _plan(folder: Path, folds: Folds, study: Study, settings: RunSettings, overw
         raise SettingError(f"{folder} holds a run of cov3d train; name another --output-dir")
     if overwrite:
         _clear(folder)
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(plan)):
+    if path.exists() and (differing := _differences(json.loads(path.read_text(encoding="utf-8")), plan)):
         raise SettingError(
-            f"{folder} holds a cross-validation of another study or other settings; say --overwrite without --fold, or "
-            "another --output-dir"
+            f"{folder} holds a cross-validation with other settings: {few(differing)}; say what it was begun with, or "
+            "name another --output-dir"
         )
     if not path.exists() and any(folder.glob(f"fold-*/{CONFIG}")):
         raise SettingError(f"{folder} holds folds of nobody knows what: {PLAN} is gone; say --overwrite without --fold")
     folds.write(folder / FOLDS)
     commit_json(path, plan)
+
+
+def _differences(there: Any, here: Any, name: str = "") -> list[str]:
+    """What differs between two plans, by name, as it is there and here."""
+    if isinstance(here, dict) and isinstance(there, dict):
+        return [text for key in here for text in _differences(there.get(key), here[key], key)]
+    if there == json.loads(json.dumps(here)):
+        return []
+    return [name if isinstance(here, list) else f"{name} {there} there and {here} here"]
 
 
 def _clear(folder: Path) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cov3d.commit import commit
+from cov3d.training.judge import Measure
+
+COLOURS = ("tab:blue", "tab:red", "tab:green")
 
 
-def draw_curves(path: Path, history: Sequence[dict[str, Any]], best: dict[str, int]) -> Path:
-    """Draw losses and macro F1 over the epochs, the kept epochs marked."""
+def draw_curves(
+    path: Path, history: Sequence[dict[str, Any]], measures: Mapping[str, Measure], best: Mapping[str, int]
+) -> Path:
+    """Draw losses and scores over the epochs, the kept epochs marked."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -21,13 +26,13 @@ def draw_curves(path: Path, history: Sequence[dict[str, Any]], best: dict[str, i
     for name in ("train_loss", "validation_loss"):
         losses = [np.nan if row[name] is None else row[name] for row in history]
         left.plot(epochs, losses, marker=".", label=name.replace("_", " "))
-    for task, colour in (("presence", "tab:blue"), ("severity", "tab:red")):
-        scores = [np.nan if row[f"{task}_f1"] is None else row[f"{task}_f1"] for row in history]
-        right.plot(epochs, scores, marker=".", color=colour, label=task)
-        if task in best:
-            right.plot(best[task], scores[best[task] - 1], "o", ms=12, mfc="none", color=colour, label="kept")
+    for (scored, measure), colour in zip(measures.items(), COLOURS, strict=False):
+        scores = [np.nan if row[measure.column] is None else row[measure.column] for row in history]
+        right.plot(epochs, scores, marker=".", color=colour, label=f"{scored} {measure.name}")
+        if scored in best:
+            right.plot(best[scored], scores[best[scored] - 1], "o", ms=12, mfc="none", color=colour, label="kept")
     left.set(xlabel="epoch", ylabel="loss", yscale="log")
-    right.set(xlabel="epoch", ylabel="macro F1 on validation scans", ylim=(0, 1.02))
+    right.set(xlabel="epoch", ylabel="score on validation scans", ylim=(0, 1.02))
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -37,7 +39,7 @@ def class_counts(rows: Sequence[Row]) -> dict[str, int]:
 def describe(study: Study, settings: RunSettings, machine: Machine, summary: dict[str, Any]) -> dict[str, Any]:
     """What ``config.json`` says of a run: command, versions, study, and every setting."""
     return {
-        "command": ["cov3d", *_without_uid(sys.argv[1:])],
+        "command": command(),
         "versions": versions(),
         "study": {"source": study.source.resolve().name, "fingerprint": study.fingerprint},
         "severity_factor": settings.severity_factor,
@@ -45,6 +47,19 @@ def describe(study: Study, settings: RunSettings, machine: Machine, summary: dic
         "machine": recorded(machine),
         "summary": summary,
     }
+
+
+def name_of(config: Mapping[str, Any], split: Split) -> str:
+    """A hash of what a run is: its settings and its scans. Only the same run goes on with what was saved of it."""
+    parts = [[row.scan for row in rows] for rows in (split.train, split.validation)]
+    where = ("command", "versions", "machine")
+    described = {key: value for key, value in config.items() if key not in where}
+    return hashlib.sha256(json.dumps([described, parts], sort_keys=True).encode()).hexdigest()
+
+
+def command() -> list[str]:
+    """The command that was typed."""
+    return ["cov3d", *_without_uid(sys.argv[1:])]
 
 
 def _without_uid(words: Sequence[str]) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastai.callback.core import Callback
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -24,6 +26,14 @@ class Ema(Callback):
         self.average = AveragedModel(
             self.trained, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True
         )  # BatchNorm's statistics must follow the weights
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average, and how many steps are in it."""
+        return self.average.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with an average."""
+        self.average.load_state_dict(state)
 
     def before_train(self) -> None:
         """Train on with the weights, not with their average."""

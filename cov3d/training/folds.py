@@ -90,19 +90,19 @@ def deal(rows: Sequence[Row], count: int, seed: int) -> Folds:
 
 
 def dealt(rows: Sequence[Row], count: int) -> Folds:
-    """The folds of a study's own table: its labelled scans with a number.
+    """The folds of a study's own table: its labelled scans with a number, the least of which is fold 0.
 
     Raises:
-        StudyError: they are not 0 to ``count`` − 1, or a patient is in two.
+        StudyError: they are not ``count``, or a patient is in two.
     """
     rows = tuple(row for row in rows if row.presence != UNKNOWN and row.fold is not None)
-    numbers = tuple(row.fold for row in rows if row.fold is not None)
-    if set(numbers) != set(range(count)):
-        found = ", ".join(map(str, sorted(set(numbers))))
+    found = sorted({row.fold for row in rows if row.fold is not None})
+    if len(found) != count:
         raise StudyError(
-            f"--folds {count} are numbered 0 to {count - 1}, and the folds of the study's table are {found}; say --folds "
-            f"{len(set(numbers))}, or leave out the table's column to have them dealt"
+            f"the study's table has {len(found)} folds ({few([str(number) for number in found])}) and --folds is {count}; say "
+            f"--folds {len(found)}, or leave out the table's column to have them dealt"
         )
+    numbers = tuple(found.index(row.fold) for row in rows if row.fold is not None)
     places: dict[str, set[int]] = defaultdict(set)
     for row, number in zip(rows, numbers, strict=True):
         places[row.person].add(number)

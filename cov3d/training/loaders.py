@@ -17,18 +17,23 @@ from cov3d.training.split import Split
 
 
 class CachedScans(Dataset):
-    """Rows of a study as tensors: scan uint8 ``(1, D, H, W)``, labels ``(2,)`` = presence, severity, and weight."""
+    """Rows of a study as tensors: scan uint8 ``(1, D, H, W)``, labels ``(2,)`` = presence, severity, and weight.
 
-    def __init__(self, cache: Cache, rows: Sequence[Row]):
+    With a cache of masks, also the mask uint8 ``(1, D, H, W)``.
+    """
+
+    def __init__(self, cache: Cache, rows: Sequence[Row], masks: Cache | None = None):
         self.cache = cache
         self.rows = rows
+        self.masks = masks
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         row = self.rows[index]
-        return self.cache.load(row.scan), torch.tensor([row.presence, row.severity]), torch.tensor(row.weight)
+        masks = [self.masks.load(row.scan)] if self.masks else []
+        return self.cache.load(row.scan), torch.tensor([row.presence, row.severity]), torch.tensor(row.weight), *masks
 
 
 @dataclass(frozen=True)
@@ -38,14 +43,20 @@ class Loaders:
     train: DataLoader
     valid: DataLoader
     device: torch.device
-    n_inp: int = 1  # of a batch's three tensors the first is the input
+    order: torch.Generator  # of the training scans
+    n_inp: int = 1  # of a batch's tensors the first is the input
 
     def __getitem__(self, index: int) -> DataLoader:
         return (self.train, self.valid)[index]
 
 
 def loaders(
-    caches: tuple[Cache, Cache], split: Split, settings: Training, machine: Machine, device: torch.device
+    caches: tuple[Cache, Cache],
+    split: Split,
+    settings: Training,
+    machine: Machine,
+    device: torch.device,
+    masks: tuple[Cache | None, Cache | None] = (None, None),
 ) -> Loaders:
     """Training batches in an order drawn from the seed, an incomplete last one dropped as fastai does; validation in order."""
     gpu = device.type == "cuda"
@@ -58,12 +69,13 @@ def loaders(
     order = torch.Generator().manual_seed(settings.seed)
     return Loaders(
         DataLoader(
-            CachedScans(caches[0], split.train),
+            CachedScans(caches[0], split.train, masks[0]),
             shuffle=True,
             generator=order,
             drop_last=len(split.train) > settings.batch_size,
             **common,
         ),
-        DataLoader(CachedScans(caches[1], split.validation), **common),
+        DataLoader(CachedScans(caches[1], split.validation, masks[1]), **common),
         device,
+        order,
     )

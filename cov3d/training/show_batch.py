@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -66,7 +66,8 @@ def _check(
         raise SettingError(f"--output {output} is to be a PNG; call it {output.with_suffix('.png')}")
     if output.exists() and not overwrite:
         raise SettingError(f"{output} exists; say --overwrite, or another --output")
-    drawn = replace(settings.augmentation, crop_from=None) != Augmentation() or (count, seed) != (None, None)
+    said = {f.name for f in fields(Augmentation) if getattr(settings.augmentation, f.name) is not None}
+    drawn = said - {"crop_from", "random_crop"} or (count, seed) != (None, None)
     if each_step and drawn:
         raise SettingError(
             "--steps shows each step as it is, on one scan; of probabilities, amounts, --scans and --seed it knows nothing, "

@@ -42,9 +42,15 @@ def split_rows(rows: Sequence[Row], settings: Training) -> Split:
     the study's validation scans are seen by nobody, and scores on them are honest.
     """
     known = [row for row in rows if row.presence != UNKNOWN and row.split != TEST]
-    own = [row for row in known if row.split == VALIDATION]
-    train = [row for row in known if row.split != VALIDATION]
-    check_patients(train, [row for row in rows if row.split in (VALIDATION, TEST)])
+    check_patients([row for row in known if row.split != VALIDATION], [row for row in rows if row.split == TEST])
+    return split_any(known, settings)
+
+
+def split_any(rows: Sequence[Row], settings: Training) -> Split:
+    """The same of rows whose presence need not be known."""
+    own = [row for row in rows if row.split == VALIDATION]
+    train = [row for row in rows if row.split != VALIDATION]
+    check_patients(train, own)
     fraction = settings.validation_fraction
     if fraction is None and own:
         return Split(tuple(train), tuple(own))
@@ -122,7 +128,7 @@ def check_trainable(split: Split, task: Task, choosing: bool = True) -> list[str
         )
     if train and not validation and choosing:
         problems.append("no scan is left to choose the best epoch by; add scans or raise --validation-fraction")
-    elif task != "presence" and validation and all(row.severity == UNKNOWN for row in validation):
+    elif choosing and task != "presence" and validation and all(row.severity == UNKNOWN for row in validation):
         problems.append("no validation scan has a severity to choose the best epoch by; annotate some")
     if problems:
         raise StudyError("this study cannot be trained: " + "; ".join(problems))
@@ -146,11 +152,13 @@ def unused(rows: Sequence[Row], split: Split) -> list[str]:
     used = {row.scan for row in split.rows}
     left = [row for row in rows if row.scan not in used]
     unknown = sum(row.presence == UNKNOWN for row in left)
+    own_folds = any(row.fold is not None for row in split.rows)
+    trainable = [row for row in left if row.presence != UNKNOWN and row.split not in (TEST, VALIDATION)]
+    unnumbered = sum(row.fold is None for row in trainable) if own_folds else 0
     reasons = {
         "have no known presence": unknown,
-        "have no severity, and nothing else is learnt": sum(
-            row.presence != UNKNOWN and row.split not in (TEST, VALIDATION) for row in left
-        ),
+        "have no number of a fold": unnumbered,
+        "have no severity, and nothing else is learnt": len(trainable) - unnumbered,
         "are kept for tests": sum(row.split == TEST and row.presence != UNKNOWN for row in left),
         "are the study's own validation scans, and are left alone": sum(
             row.split == VALIDATION and row.presence != UNKNOWN for row in left

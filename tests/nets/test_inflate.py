@@ -1,4 +1,4 @@
-"""2D ConvNeXt weights become 3D ones as published: by the equations, by the answer, by every name, and not otherwise."""
+"""2D weights become 3D ones as published: by the equations, by the answer, by every name, and not otherwise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models import convnext_tiny
+from torchvision.models import convnext_tiny, resnet18, resnet34, resnet50
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.convnext import ConvNeXt as TorchvisionConvNeXt
 
@@ -383,3 +383,132 @@ def test_a_size_that_no_architecture_has_is_said():
     assert refusal(tensors) == (
         "w.pth has 4 channels and 3, 3, 9, 2 blocks, and the network 4 channels and 3, 3, 9, 3 blocks; choose other --weights"
     )
+
+
+# Of a ResNet-18
+
+
+def flat_resnet(colours: int = 1) -> Any:
+    """Torchvision's resnet18 with random weights and statistics, without max pooling, which no 3D one has."""
+    torch.manual_seed(0)
+    net = resnet18()
+    net.conv1 = nn.Conv2d(colours, 64, 7, stride=2, padding=3, bias=False)
+    net.maxpool = nn.Identity()  # type: ignore[assignment]
+    for name, values in net.state_dict().items():
+        if "running_var" in name:
+            values.uniform_(0.5, 1.5)
+        elif "running_mean" in name or ("bn" in name and "bias" in name):
+            values.uniform_(0, 0.3)
+    return net.eval()
+
+
+def resnet_net(width: int | None = None) -> Any:
+    return build(NetSettings(architecture="resnet18", base_width=width)).eval()
+
+
+def resnet_refusal(tensors: dict[str, Tensor], width: int | None = None) -> str:
+    with torch.device("meta"):
+        net = build(NetSettings(architecture="resnet18", base_width=width))
+    return refusal(tensors, net)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("colours, how", [(1, "full"), (1, "1g"), (3, "full")])
+def test_on_a_volume_constant_along_depth_every_stage_of_a_resnet_answers_as_in_2d(colours: int, how: str):
+    flat, net = flat_resnet(colours), resnet_net()
+    made = inflate(flat.state_dict(), net, how, "sum", "w.pth")
+    net.load_state_dict(made.tensors, strict=False)
+    image = torch.rand(1, 1, 16, 24, generator=torch.Generator().manual_seed(1))
+    # layer4 sees 54 slices to each side: 1 by the stem, 4, 7, 14 and 28 by the layers, whose steps are 1, 2, 4 and 8.
+    features = net.features(image[:, :, None].expand(-1, -1, 112, -1, -1))
+    wanted = flat.relu(flat.bn1(flat.conv1(image.expand(-1, colours, -1, -1))))
+    for ours, layer, step in zip(
+        features, (flat.layer1, flat.layer2, flat.layer3, flat.layer4), (1, 2, 4, 8), strict=True
+    ):
+        wanted = layer(wanted)
+        assert wanted.std() > 0.1  # there is something to answer
+        torch.testing.assert_close(ours[:, :, 56 // step], wanted, atol=1e-4, rtol=1e-4)
+        assert (ours[:, :, 0] - wanted).abs().max() > 1e-2  # and the ends are not so
+
+
+@every_how
+@every_norm
+def test_every_tensor_of_a_resnet_is_accounted_for(how: str, norm: str):
+    flat = flat_resnet(3).state_dict()
+    with torch.device("meta"):
+        net = resnet_net()
+    made = inflate(flat, net, how, norm, "w.pth")
+    own = net.state_dict()
+    assert set(made.tensors) == {name for name in own if not name.startswith("head.")}
+    assert all(values.shape == own[name].shape for name, values in made.tensors.items())
+    assert made.head == ("fc.weight", "fc.bias") and made.summed == ("stem.0.weight",)
+    assert len(made.kernels) == 1 + 16 + 3 and len(made.tensors) + 2 == len(flat)
+    assert torch.equal(made.tensors["layer3.1.conv2.1.running_var"], flat["layer3.1.bn2.running_var"])
+    assert torch.equal(made.tensors["layer2.0.downsample.1.bias"], flat["layer2.0.downsample.1.bias"])
+    theirs = inflate_kernel(flat["layer3.1.conv2.weight"], how, norm)
+    assert torch.equal(made.tensors["layer3.1.conv2.0.weight"], theirs)
+    one = made.tensors["layer2.0.downsample.0.weight"][..., 0, 0, 0]
+    torch.testing.assert_close(one, flat["layer2.0.downsample.0.weight"][..., 0, 0])
+
+
+@every_norm
+def test_a_flat_stem_of_seven_becomes_three_slices_deep_and_crossed_gaussians_are_one(norm: str):
+    """σ = 3/8, so 2σ² = 9/32: g(0) = g(2) = exp(−32/9)."""
+    flat = kernels(7, 4, 1)
+    deep = inflate_kernel(flat, "2g", norm, depth=3)
+    assert deep.shape == (4, 1, 3, 7, 7)
+    assert torch.equal(deep, inflate_kernel(flat, "1g", norm, depth=3))
+    torch.testing.assert_close(deep[:, :, 0], deep[:, :, 1] * math.exp(-32 / 9))
+    torch.testing.assert_close(deep[:, :, 2], deep[:, :, 0])
+    kept = (deep.sum(2), flat) if norm == "sum" else (deep.norm(), flat.norm())
+    torch.testing.assert_close(*kept)
+
+
+def test_weights_of_long_ago_do_not_count_batches():
+    old = {name: values for name, values in flat_resnet().state_dict().items() if "num_batches" not in name}
+    made = inflate(old, resnet_net(), "full", "l2", "w.pth")
+    assert len(made.tensors) + len(made.head) == len(old)
+
+
+@pytest.mark.parametrize(
+    "tensors, width, cause",
+    [
+        (
+            lambda: resnet34().state_dict(),
+            None,
+            "w.pth has 64 channels and 3, 4, 6, 3 blocks, and the network 64 channels and",
+        ),
+        (lambda: resnet18().state_dict(), 8, "choose --architecture resnet18 --base-width 64"),
+        (lambda: resnet50().state_dict(), None, "choose other --weights"),
+        (
+            lambda: cut(resnet18().state_dict(), "layer3.0.downsample.0.weight"),
+            None,
+            "what becomes layer3.0.downsample.0.weight is missing",
+        ),
+        (
+            lambda: {**resnet18().state_dict(), "conv1.weight": torch.ones(64, 2, 7, 7)},
+            None,
+            "is 64×2×7×7, not 64×1×7×7",
+        ),
+        (
+            lambda: {**resnet18().state_dict(), "se.weight": torch.ones(4)},
+            None,
+            "se.weight is not known in a 2D ResNet-18",
+        ),
+        (lambda: resnet_net(4).state_dict(), 4, "holds 3D weights already; leave --inflate out"),
+        (
+            lambda: source(),
+            None,
+            "holds a 2D ConvNeXt, and the network is a ResNet-18; choose the --architecture it is of",
+        ),
+        (lambda: {"x": torch.ones(2)}, None, "no 2D ResNet-18 of torchvision, by its names"),
+    ],
+)
+def test_what_is_no_resnet_18_of_the_size_is_named(
+    tensors: Callable[[], dict[str, Tensor]], width: int | None, cause: str
+):
+    assert cause in resnet_refusal(tensors(), width)
+
+
+def test_a_resnet_for_a_convnext_is_named():
+    assert "holds a 2D ResNet-18, and the network is a ConvNeXt" in refusal(flat_resnet().state_dict())

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 import torchvision.models.video as video
 from torch import nn
-from torchvision.models import convnext_tiny
+from torchvision.models import convnext_tiny, resnet18
 
 from cov3d.config import NetSettings, Preprocessing, RunSettings, Training
 from cov3d.errors import ModelError, SettingError
@@ -186,7 +186,16 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
 @pytest.mark.parametrize("exotic", [lambda: torch.eye(4).to_sparse(), lambda: torch.ones(4, device="meta")])
 def test_tensors_that_are_not_plain_numbers_count_as_not_there(tmp_path, exotic):
     weights = {**colour_weights(), "stem.1.weight": exotic()}
-    assert "stem.1.weight" in start_from(small_net(), saved(tmp_path / "w.pt", weights), SMALL).missing
+    assert "it has no 1 (stem.1.weight)" in refusal(small_net(), saved(tmp_path / "w.pt", weights))
+
+
+@pytest.mark.parametrize(
+    ("made", "wanted", "cause"), [("tiny", "small", "it has no 162"), ("small", "tiny", "besides")]
+)
+def test_weights_of_a_deeper_or_shallower_network_are_refused(tmp_path, made, wanted, cause):
+    nets = [build(NetSettings(f"convnext-{name}", base_width=4, penultimate=8)) for name in (made, wanted)]
+    sentence = refusal(nets[1], saved(tmp_path / "w.pt", nets[0].state_dict()))
+    assert cause in sentence and "choose the --architecture it was made with" in sentence
 
 
 def hostile_files() -> dict:
@@ -438,16 +447,38 @@ def test_a_file_to_be_inflated_that_would_run_code_is_refused_too(tmp_path, pick
     assert not (tmp_path / "ran").exists() and pickle_watch == []
 
 
-def test_only_a_convnext_is_inflated():
-    with pytest.raises(SettingError, match="--inflate is for ConvNeXts, and --architecture is resnet18; leave it out"):
-        start_from(small_net(), "w.pth", SMALL, "2g")
+@pytest.mark.parametrize("architecture", ["mc3-18", "r2plus1d-18"])
+def test_what_differs_along_depth_is_not_inflated(architecture):
+    settings = NetSettings(architecture=architecture, base_width=4)
+    with pytest.raises(
+        SettingError, match=f"--inflate is for ConvNeXts and resnet18, not {architecture}; leave it out"
+    ):
+        start_from(build(settings), "w.pth", settings, "full")
+
+
+def test_a_2d_resnet_is_inflated_and_counted_and_refused_otherwise(tmp_path):
+    """16 kernels in blocks, 3 in shortcuts, the stem; 20 norms of 5 tensors."""
+    file = saved(tmp_path / "resnet18.pth", resnet18().state_dict())
+    net = build(NetSettings())
+    report = start_from(net, file, NetSettings(), "2g")
+    assert str(report).startswith(
+        f"weights from {file}: 120 tensors matched, 20 of them inflated to 3D, 1 of them summed over input channels; "
+    )
+    assert report.missing == ("head.0.weight", "head.0.bias", "head.3.weight", "head.3.bias")
+    assert report.unused == ("fc.weight", "fc.bias")
+    with pytest.raises(ModelError, match="of a 2D ResNet-18; say --inflate full, 1g or 2g, with resnet18 as --archit"):
+        start_from(net, file, NetSettings())
 
 
 @pytest.mark.parametrize(
     "net, training, cause",
     [
-        (SMALL, Training(weights="w.pth", inflate="2g"), "--inflate is for ConvNeXts, and --architecture is resnet18"),
-        (TINY, Training(inflate="full"), "2D ConvNeXt weights, and --weights is none; name the file"),
+        (
+            NetSettings("mc3-18"),
+            Training(weights="w.pth", inflate="2g"),
+            "--inflate is for ConvNeXts and resnet18, not mc3",
+        ),
+        (TINY, Training(inflate="full"), "2D weights, and --weights is none; name the file"),
         (SMALL, Training(weights="kinetics", inflate="1g"), "leave"),
         (TINY, Training(weights="w.pth", inflate_norm="sum"), "--inflate-norm sum needs --inflate full, 1g or 2g"),
     ],

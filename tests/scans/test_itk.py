@@ -46,6 +46,26 @@ def write_sitk(path: Path, voxels: np.ndarray, packed: bool, spacing=(0.7, 0.8, 
     return path
 
 
+@pytest.mark.parametrize("name, packed", FORMS)
+def test_the_first_voxel_lies_where_simpleitk_puts_it(tmp_path: Path, name: str, packed: bool):
+    image = sitk.GetImageFromArray(HU)
+    image.SetSpacing((0.7, 0.8, 2.0))
+    image.SetDirection([-1, 0, 0, 0, 1, 0, 0, 0, -1])
+    image.SetOrigin((12.5, -30.25, 700.0))
+    sitk.WriteImage(image, str(tmp_path / name), useCompression=packed)
+    affine = read(tmp_path / name).affine
+    assert affine is not None
+    for index in ((0, 0, 0), (3, 5, 7)):
+        x, y, z = image.TransformIndexToPhysicalPoint(index)
+        assert affine @ (*index, 1) == pytest.approx([-x, -y, z, 1])
+
+
+def test_an_origin_in_another_space_is_turned_with_its_axes(tmp_path: Path):
+    ways = {"space": "right-anterior-superior", "space_origin": "(12.5,-30,700)"}
+    affine = read(nrrd(tmp_path / "a.nrrd", **ways)).affine
+    assert affine is not None and affine[:3, 3].tolist() == [12.5, -30, 700]
+
+
 def as_nifti(nifti: Path, path: Path, packed: bool) -> Path:
     """Write what stands in a NIfTI in another form, by SimpleITK."""
     image = nib.load(nifti)

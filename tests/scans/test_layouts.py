@@ -153,6 +153,49 @@ def test_a_severity_for_a_negative_is_an_error(tmp_path: Path):
         read_study(root)
 
 
+def masks_of(root: Path) -> dict[str, str]:
+    """Where the masks of a study's scans lie."""
+    return {row.scan: row.mask.relative_to(root).as_posix() for row in read_study(root).rows if row.mask}
+
+
+def test_masks_lie_as_the_scans_do_whatever_their_form(tmp_path: Path):
+    names = ("train/covid/ct_scan_1", "train/covid/part2/ct_scan_1", "validation/non-covid/ct_scan3")
+    root = files(scan_folders(tmp_path, *names, "train/non-covid/ct_scan_1"), "train/covid/ct_scan_9.nii.gz")
+    files(root, "masks/train/covid/ct_scan_1.nii.gz", "masks/train/covid/part2/ct_scan_1.mha")
+    files(root, "masks/train/covid/ct_scan_9.nrrd")
+    scan_folders(root, "masks/validation/non-covid/ct_scan3")
+    study = read_study(root)
+    assert [row.scan for row in study.rows] == sorted(
+        [*names, "train/covid/ct_scan_9.nii.gz", "train/non-covid/ct_scan_1"]
+    )
+    assert masks_of(root) == {
+        "train/covid/ct_scan_1": "masks/train/covid/ct_scan_1.nii.gz",
+        "train/covid/part2/ct_scan_1": "masks/train/covid/part2/ct_scan_1.mha",
+        "train/covid/ct_scan_9.nii.gz": "masks/train/covid/ct_scan_9.nrrd",
+        "validation/non-covid/ct_scan3": "masks/validation/non-covid/ct_scan3",
+    }
+    assert study.warnings == ()
+
+
+def test_masks_without_a_scan_are_left_out_and_said(tmp_path: Path):
+    root = files(scan_folders(tmp_path, "train/covid/ct_scan_1"), "masks/train/covid/ct_scan_1.nii.gz")
+    files(root, "masks/train/covid/ct_scan_2.nii.gz", "masks/train/non-covid/ct_scan_1.nii.gz")
+    assert masks_of(root) == {"train/covid/ct_scan_1": "masks/train/covid/ct_scan_1.nii.gz"}
+    assert read_study(root).warnings == (
+        "2 masks without a scan of that name, left out: "
+        "masks/train/covid/ct_scan_2.nii.gz, masks/train/non-covid/ct_scan_1.nii.gz",
+    )
+
+
+def test_two_masks_of_a_scan_are_named(tmp_path: Path):
+    root = files(scan_folders(tmp_path, "train/covid/ct_scan_1"), "masks/train/covid/ct_scan_1.nii.gz")
+    files(root, "masks/train/covid/ct_scan_1.mha")
+    with pytest.raises(
+        StudyError, match=r"ct_scan_1\.mha and .*ct_scan_1\.nii\.gz are both train/covid/ct_scan_1; keep one"
+    ):
+        read_study(root)
+
+
 # STOIC
 
 
@@ -170,7 +213,16 @@ def test_stoic_is_called_by_patients_and_its_outcome_is_no_severity(tmp_path: Pa
         "20": (1, UNKNOWN, "", "20"),
     }
     assert study.rows[-1].path == tmp_path / "data/mha/20.mha"
+    assert {row.scan: row.outcome for row in study.rows} == {"3": 1, "007": 0, "20": 0}
     assert study.warnings == ()
+
+
+def test_stoics_masks_are_found_by_patients(tmp_path: Path):
+    root = files(stoic(tmp_path), "data/masks/3.nii.gz", "data/masks/007.mha")
+    assert masks_of(root) == {"3": "data/masks/3.nii.gz", "007": "data/masks/007.mha"}
+    assert read_study(root).warnings == ()
+    files(root, "data/masks/99.nii.gz")
+    assert "left out: data/masks/99.nii.gz" in read_study(root).warnings[0]
 
 
 def test_all_faults_of_stoics_table_are_named_at_once(tmp_path: Path):

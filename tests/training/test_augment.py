@@ -33,7 +33,7 @@ def scans(count: int, shape=SHAPE) -> torch.Tensor:
 
 class FakeLearner:
     def __init__(self, batch: torch.Tensor, training: bool):
-        self.xb, self.training = (batch,), training
+        self.xb, self.yb, self.training = (batch,), (), training
 
 
 def prepared(training: bool, numbers=PUBLISHED_AUGMENTATION["resnet"], seed: int = 0, cached=SHAPE):

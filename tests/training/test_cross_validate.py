@@ -202,6 +202,36 @@ def test_out_of_fold_answers_are_not_called_answers_about_training_scans(labelle
     assert notes == ["each of these was answered by the fold that has not seen it"]
 
 
+def test_scores_of_a_fold_that_is_trained_again_do_not_stay(
+    labelled: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = validated(labelled, tmp_path)
+    monkeypatch.setattr(ROOM, "train_split", raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        validated(labelled, tmp_path, fold=0, overwrite=True)
+    assert not (folder / "metrics.json").exists() and not (folder / "out-of-fold.csv").exists()
+
+
+def test_a_run_does_not_take_the_place_of_a_fold(labelled: Study, tmp_path: Path):
+    folder = validated(labelled, tmp_path, fold=0)
+    with pytest.raises(SettingError, match="lies in a cross-validation's folder"):
+        train(labelled, SETTINGS, ONE, tmp_path / "cache", folder / "fold-0", overwrite=True)
+
+
+def test_scans_without_a_number_of_a_fold_are_counted(
+    labelled: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rows = [replace(row, fold=None if k < 3 else k // 2 % 2) for k, row in enumerate(labelled.rows)]
+    validated(replace(labelled, rows=tuple(rows)), tmp_path)
+    said = capsys.readouterr().err
+    assert "3 scans have no number of a fold" in said and "nothing else is learnt" not in said
+
+
+def test_one_fold_is_none(labelled: Study, tmp_path: Path):
+    with pytest.raises(SettingError, match="--folds 1 is out of range; expected 2 to 100"):
+        cross_validate(labelled, SETTINGS, ONE, 1, cache=tmp_path / "cache", output_dir=tmp_path / "cv")
+
+
 @pytest.mark.parametrize("besides", [{"fold": 0}, {"overwrite": True}])
 def test_collecting_trains_nothing_so_what_trains_is_refused_beside_it(labelled: Study, tmp_path: Path, besides: dict):
     with pytest.raises(SettingError, match="--collect trains nothing"):
@@ -229,7 +259,7 @@ def test_a_patient_among_the_scans_that_stay_unseen_is_refused(labelled: Study, 
 def test_another_study_or_setting_does_not_go_into_the_same_folder(labelled: Study, tmp_path: Path):
     validated(labelled, tmp_path, fold=0)
     other = replace(SETTINGS, training=replace(SETTINGS.training, epochs=3))
-    with pytest.raises(SettingError, match="another study or other settings"):
+    with pytest.raises(SettingError, match=r"other settings: epochs 2 there and 3 here"):
         validated(labelled, tmp_path, other, fold=1)
     with pytest.raises(SettingError, match="--fold 2 is not one of 0 to 1"):
         validated(labelled, tmp_path, fold=2)
@@ -255,7 +285,7 @@ def test_all_folds_answer_and_a_lost_one_is_an_error_that_names_it(labelled: Stu
     assert together.models == 2
     assert together.covid == pytest.approx(np.mean([answer.covid for answer in alone]), abs=1e-6)
     (folder / "fold-1" / "presence.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"fold-1: this fold is missing .* --fold 1\), or say --allow-missing"):
+    with pytest.raises(ModelError, match=r"fold-1: this fold is missing .* --fold 1, or say --allow-missing"):
         infer([path], [folder], tmp_path / "q.csv", machine=ONE)
     with_one = infer([path], [folder], tmp_path / "q.csv", machine=ONE, inference=ALLOWED)[0]
     assert with_one.models == 1 and with_one.covid == pytest.approx(alone[0].covid)
@@ -268,6 +298,28 @@ def test_a_fold_that_cannot_be_read_is_an_error_too(labelled: Study, tmp_path: P
     with pytest.raises(ModelError, match="fold-0"):
         load_models([folder], torch.device("cpu"))
     assert len(load_models([folder], torch.device("cpu"), allow_missing=True)) == 1
+
+
+def test_a_model_that_is_not_the_folds_is_refused(labelled: Study, tmp_path: Path):
+    folder = validated(labelled, tmp_path)
+    kept = (folder / "fold-0" / "presence.safetensors").read_bytes()
+    (folder / "fold-0" / "presence.safetensors").write_bytes((folder / "fold-1" / "presence.safetensors").read_bytes())
+    with pytest.raises(ModelError, match=r"fold-0/presence.safetensors is not the model of this fold of 2.*--fold 0"):
+        load_models([folder], torch.device("cpu"))
+    (folder / "fold-0" / "presence.safetensors").write_bytes(kept)
+    shutil.copytree(folder / "fold-1", folder / "fold-7")
+    with pytest.raises(ModelError, match=r"fold-7/presence\.safetensors is not the model of this fold"):
+        load_models([folder], torch.device("cpu"))
+
+
+def test_where_one_epoch_is_kept_for_both_tasks_the_model_answers_once(tmp_path: Path):
+    study = read_study(make_study(tmp_path / "study", per_class=4))
+    rows = tuple(replace(row, split="") for row in study.rows)
+    folder = validated(replace(study, rows=rows), tmp_path, replace(SETTINGS, task="both"))
+    models = load_models([folder], torch.device("cpu"))
+    assert [model.task for model in models] == ["both", "both"]
+    answer = infer([rows[0].path], [folder], tmp_path / "p.csv", machine=ONE)[0]
+    assert answer.models == 2
 
 
 def test_without_a_name_an_unfinished_cross_validation_is_an_error(
@@ -310,5 +362,9 @@ def test_all_data_trains_on_every_labelled_scan_and_scores_nothing(labelled: Stu
     assert (model.training["train_scans"], model.training["validation_scans"]) == (16, 0)
     assert model.training["epoch"] == 2
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics == {"presence": {"epoch": 2}, "note": metrics["note"]} and "there is no score" in metrics["note"]
+    assert metrics == {"presence": {"epoch": 2}, "chosen": "everything", "note": metrics["note"]}
+    assert "there is no score" in metrics["note"] and model.training["all_data"]
     assert table(run / "predictions.csv") == []
+    infer([row.path for row in study.rows], [run], tmp_path / "p.csv", machine=ONE, inference=NO_VIEWS)
+    notes = evaluate(tmp_path / "p.csv", study)["notes"]
+    assert notes == ["a model that answered was trained on all labelled scans of this study: this is memory, no score"]

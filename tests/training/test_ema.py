@@ -44,7 +44,7 @@ def fitted(epochs: int = 2, *further) -> Watch:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
     data = TensorDataset(torch.randn(12, 4), torch.randn(12, 1))
-    data = Loaders(DataLoader(data, 3), DataLoader(data, 3), torch.device("cpu"))
+    data = Loaders(DataLoader(data, 3), DataLoader(data, 3), torch.device("cpu"), torch.Generator())
     watch = Watch()
     learner = Learner(
         data, net, loss_func=nn.MSELoss(), default_cbs=False, cbs=[TrainEvalCallback(), Ema(DECAY), watch, *further]

@@ -97,7 +97,7 @@ def test_a_studys_own_folds_stay_as_its_table_says():
 
 def test_another_number_of_folds_than_the_tables_is_refused_with_its_number():
     own = [replace(row, fold=k % 3) for k, row in enumerate(rows())]
-    with pytest.raises(StudyError, match=r"the study's table are 0, 1, 2; say --folds 3"):
+    with pytest.raises(StudyError, match=r"the study's table has 3 folds \(0, 1, 2\) and --folds is 5; say --folds 3"):
         deal(own, 5, seed=0)
 
 
@@ -105,3 +105,8 @@ def test_a_patient_in_two_of_the_tables_folds_is_refused():
     own = [replace(row, fold=k % 3) for k, row in enumerate(rows(patients=7))]
     with pytest.raises(StudyError, match=r"one patient in different folds \(scan_0"):
         deal(own, 3, seed=0)
+
+
+def test_folds_may_be_numbered_from_one():
+    own = [replace(row, fold=1 + k % 3) for k, row in enumerate(rows())]
+    assert deal(own, 3, seed=0).numbers == tuple(k % 3 for k in range(120))

@@ -30,8 +30,8 @@ from cov3d import (
 )
 from cov3d.errors import Cov3dError, SettingError, StudyError
 from cov3d.training.accumulate import Accumulate
+from cov3d.training.fit import pick_precision
 from cov3d.training.loaders import Loaders
-from cov3d.training.train import pick_precision
 
 TINY = RunSettings(
     task="both",
@@ -66,6 +66,7 @@ def test_a_run_writes_what_it_promises(study: Path, tmp_path: Path):
         "predictions.csv",
         "metrics.json",
         "curves.png",
+        "state.pt",
     }
     config = json.loads((run / "config.json").read_text())
     assert config["training"]["epochs"] == 2
@@ -194,7 +195,7 @@ def test_training_overfits_eight_drawn_chests(tmp_path: Path):
 
 def test_an_existing_run_is_not_overwritten_unasked(study: Path, tmp_path: Path):
     run = fit(study, tmp_path, with_training(epochs=1))
-    with pytest.raises(SettingError, match="holds a run already; say --overwrite"):
+    with pytest.raises(SettingError, match="holds a run already; say --resume to go on with it, --overwrite"):
         fit(study, tmp_path)
     (run / "notes.txt").write_text("mine")
     fit(study, tmp_path, with_training(epochs=1), overwrite=True)
@@ -219,8 +220,8 @@ def test_a_run_that_fails_in_its_first_epoch_leaves_the_old_one_alone(study: Pat
 
 def test_a_changed_cache_file_is_made_again_or_stops_the_run_in_a_sentence(study: Path, tmp_path: Path):
     from cov3d import fill_cache
+    from cov3d.training.fit import _advice
     from cov3d.training.loaders import CachedScans
-    from cov3d.training.train import _advice
 
     rows = read_study(study).rows
     cache = fill_cache(rows, TINY.preprocessing, tmp_path / "cache", ONE)
@@ -277,7 +278,7 @@ def test_accumulated_batches_step_like_the_large_batch(batch_size: int):
         expected["bias"] = expected["bias"] - 0.1 * 2 * error.mean(0)
     batches = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
     learner = Learner(
-        Loaders(batches, batches[:1], torch.device("cpu")),
+        Loaders(batches, batches[:1], torch.device("cpu"), torch.Generator()),
         net,
         loss_func=torch.nn.MSELoss(),
         opt_func=partial(SGD, mom=0),

@@ -1,0 +1,58 @@
+"""Where lesion masks come from in pretraining, and what they weigh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from cov3d.config.fields import check_limits, option
+from cov3d.config.pictures import PictureSettings
+from cov3d.errors import SettingError
+
+Method = Literal["imagenet", "segmentation", "segmia", "multitask"]
+# Which settings say something in which method.
+USED: dict[str, tuple[str, ...]] = {
+    "imagenet": (),
+    "segmentation": ("mask_labels",),
+    "segmia": ("teacher", "threshold", "soft"),
+    "multitask": ("teacher", "threshold", "soft", "weights_of_tasks"),
+}
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Where lesion masks come from."""
+
+    teacher: str | None = option(None, "The segmentation model that draws the masks: its file, or its run's folder.")
+    threshold: float = option(0.5, "A teacher's mask is lesion above this probability.", min=0.01, max=0.99)
+    soft: bool = option(False, "Learn a teacher's probabilities instead of its masks.", flag="--soft")
+    mask_labels: str = option("", "Values of masks that are lesion, as 1,3; 0 and 1 if not said.")
+    weights_of_tasks: tuple[float, float] = option((1.0, 1.0), "What severity and masks weigh in the loss.")
+
+    def __post_init__(self) -> None:
+        check_limits(self)
+        if self.soft and self.threshold != 0.5:
+            raise SettingError("--soft learns probabilities as they are, so --threshold says nothing; leave one out")
+        if not all(0 < weight < float("inf") for weight in self.weights_of_tasks):
+            raise SettingError("--weights-of-tasks takes two numbers above 0; to learn masks alone say --method segmia")
+
+    def check_used(self, method: Method) -> None:
+        """Raise a SettingError for what a method lacks, or what says nothing in it."""
+        if "teacher" in USED[method] and self.teacher is None:
+            raise SettingError(
+                f"--method {method} needs --teacher, a model that draws masks; 'cov3d pretrain --method segmentation' makes one"
+            )
+        for f in fields(self):
+            if f.name not in USED[method] and getattr(self, f.name) != f.default:
+                raise SettingError(f"--{f.name.replace('_', '-')} says nothing in --method {method}; leave it out")
+
+
+def check_said(method: Method, *groups: Any) -> None:
+    """Raise a SettingError for a setting of scans where pictures are learnt, or of pictures where scans are."""
+    for group in groups:
+        if (method == "imagenet") == isinstance(group, PictureSettings):
+            continue
+        for f in fields(group):
+            said, usual = getattr(group, f.name), getattr(type(group)(), f.name)
+            if said != usual:
+                raise SettingError(f"--{f.name.replace('_', '-')} says nothing in --method {method}; leave it out")
