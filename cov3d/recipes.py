@@ -32,8 +32,8 @@ class Recipe:
     def beside(self, said: Mapping[str, Any]) -> dict[str, Any]:
         """Its options beside those that somebody said: none of these, and none that would contradict them.
 
-        With another width, depth and crop keep their ratios to it; with another task, λ is that task's; and with no weights
-        to begin with nothing is inflated.
+        With another width, depth and crop keep their ratios to it; with another task, λ is that task's; with no weights to
+        begin with nothing is inflated; and without crops scans are cached as large as the network sees them.
         """
         options = {name: value for name, value in self.options.items() if name not in said}
         if "width" in said and "width" in self.options:
@@ -43,6 +43,8 @@ class Recipe:
             options.pop("severity_factor", None)
         if said.get("weights") == "none":
             options.pop("inflate", None)
+        if said.get("random_crop") == 0:
+            options.pop("crop_from", None)
         return options
 
 

@@ -134,6 +134,10 @@ def test_without_weights_nothing_is_inflated():
     assert find_recipe("convnext-severity-imagenet").settings(weights="none").training.inflate == "none"
 
 
+def test_without_crops_scans_are_cached_as_large_as_they_are_seen():
+    assert find_recipe("convnext-severity-random").settings(random_crop=0.0).augmentation.crop_from is None
+
+
 def test_what_a_recipe_brings_is_not_blamed_on_its_user():
     words = ["train", ".", "--recipe", "convnext-severity-random", "--architecture", "resnet18"]
     run = CliRunner().invoke(app, words)

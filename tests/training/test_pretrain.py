@@ -1,0 +1,294 @@
+"""Pretraining: masks are learnt, a teacher's masks lie where the lesions are, and what is learnt is begun with."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cov3d import (
+    Machine,
+    NetSettings,
+    Preprocessing,
+    Pretraining,
+    RunSettings,
+    Training,
+    infer,
+    load_model,
+    pretrain,
+    read_study,
+    train,
+)
+from cov3d.cli import app
+from cov3d.errors import ModelError, SettingError, StudyError
+from cov3d.labels import UNKNOWN
+from cov3d.phantom import write_study
+from cov3d.scans.cache import fill_cache, fill_masks
+from cov3d.scans.frame import frame_of
+from cov3d.scans.preprocess import prepare
+from cov3d.scans.read import read
+from cov3d.scans.resample import resample
+from cov3d.scans.study import Study
+from cov3d.training import pseudo
+from cov3d.training.keeper import Keeper
+
+SETTINGS = RunSettings(
+    preprocessing=Preprocessing(width=32),
+    net=NetSettings(base_width=4, dropout=0.0, penultimate=8),
+    training=Training(epochs=2, batch_size=4, learning_rate=1e-3, ema=0.5, validation_fraction=0.3),
+)
+ONE = Machine(workers=1, device="cpu")
+METHODS = ("segmentation", "segmia", "multitask")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pretrain")
+
+
+@pytest.fixture(scope="module")
+def drawn(root: Path) -> Study:
+    return read_study(write_study(root / "study", scans=24, size=32, seed=4, annotated=1.0, format="nifti"))
+
+
+@pytest.fixture(scope="module")
+def teacher(root: Path, drawn: Study) -> Path:
+    """A network that has learnt lesions of drawn chests well enough to tell where they are."""
+    training = replace(SETTINGS.training, epochs=40, learning_rate=4e-3, schedule="1cycle")
+    settings = replace(SETTINGS, net=replace(SETTINGS.net, base_width=8), training=training)
+    return pretrain(drawn, "segmentation", settings, None, ONE, root / "cache", root / "teacher").folder
+
+
+def run(drawn: Study, root: Path, method: str, folder: Path, how: Pretraining | None = None, **values) -> Path:
+    settings = values.pop("settings", SETTINGS)
+    return pretrain(drawn, method, settings, how, ONE, root / "cache", folder, **values).folder  # type: ignore[arg-type]
+
+
+def how(method: str, teacher: Path, **values) -> Pretraining:
+    return Pretraining(**({} if method == "segmentation" else {"teacher": str(teacher)}), **values)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_way_ends_in_weights_that_a_training_begins_with(
+    drawn: Study, root: Path, teacher: Path, tmp_path: Path, method: str
+):
+    folder = run(drawn, root, method, tmp_path / method, how(method, teacher))
+    kept = "severity" if method == "multitask" else "masks"
+    model = load_model(folder / f"{kept}.safetensors")
+    assert model.heads == (("classes", "masks") if method == "multitask" else ("masks",))
+    assert model.training["method"] == method
+    assert (model.training["teacher"] is None) == (method == "segmentation")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert set(metrics) == {kept, "chosen", "note"} and metrics[kept]["epoch"] in (1, 2)
+    assert {"masks_dice", "masks_iou"} <= set(table(folder / "history.csv")[0])
+    begun = replace(SETTINGS, training=replace(SETTINGS.training, weights=str(model.source), epochs=1))
+    train(drawn, begun, ONE, root / "cache", tmp_path / "run")
+
+
+def test_lesions_of_drawn_chests_are_learnt(teacher: Path):
+    assert json.loads((teacher / "metrics.json").read_text())["masks"]["dice"] > 0.25
+
+
+def test_a_teachers_masks_are_its_answers_on_scans_as_they_are(drawn: Study, root: Path, teacher: Path):
+    model = pseudo.load_teacher(str(teacher), torch.device("cpu"))
+    volumes = fill_cache(drawn.rows, SETTINGS.preprocessing, root / "cache", ONE)
+    for how, expected in (
+        (Pretraining(teacher="t"), lambda p: (p > 0.5) * 255),
+        (Pretraining(teacher="t", threshold=0.2), lambda p: (p > 0.2) * 255),
+        (Pretraining(teacher="t", soft=True), lambda p: np.rint(p * 255)),
+    ):
+        masks = pseudo.pseudo_masks(drawn.rows, volumes, SETTINGS.preprocessing, model, how, SETTINGS.reading, ONE)
+        for row in drawn.rows[:4]:
+            logits = model.masks(volumes.load(row.scan)[None].float() / 255)
+            answer = logits.sigmoid()[0].detach().numpy()
+            np.testing.assert_array_equal(masks.load(row.scan).numpy(), expected(answer).astype(np.uint8))
+
+
+def test_masks_that_are_there_are_not_drawn_again(
+    drawn: Study, root: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run(drawn, root, "segmia", tmp_path / "first", how("segmia", teacher, threshold=0.3))
+    monkeypatch.setattr(pseudo, "draw", None)
+    run(drawn, root, "segmia", tmp_path / "second", how("segmia", teacher, threshold=0.3))
+
+
+def test_a_teacher_of_another_geometry_draws_in_its_own_and_it_is_said(
+    drawn: Study, root: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Its masks overlap the true ones about as well as in its own geometry."""
+    other = replace(SETTINGS, preprocessing=Preprocessing(width=48, depth=20, crop="lungs", window_high=300.0))
+    run(drawn, root, "segmia", tmp_path / "run", how("segmia", teacher), settings=other)
+    assert "16×32×32, -1150…350 HU, crop none" in capsys.readouterr().err
+    model = pseudo.load_teacher(str(teacher), torch.device("cpu"))
+    found = {}
+    for name, settings in (("own", SETTINGS), ("other", other)):
+        volumes = fill_cache(drawn.rows, settings.preprocessing, root / "cache", ONE)
+        args = (settings.preprocessing, model, Pretraining(teacher="t"), settings.reading, ONE)
+        masks = pseudo.pseudo_masks(drawn.rows, volumes, *args)
+        true = fill_masks(drawn.rows, settings.preprocessing, root / "cache", ONE)
+        pairs = [(masks.load(row.scan) > 0, true.load(row.scan) > 0) for row in drawn.rows]
+        shared, either = (sum(int(f(a, b).sum()) for a, b in pairs) for f in (torch.logical_and, torch.add))
+        sizes = sum(int(a.sum() + b.sum()) for a, b in pairs)
+        found[name] = 2 * shared / sizes
+        assert either
+    assert found["other"] > found["own"] - 0.06
+
+
+@pytest.mark.parametrize("crop", ["none", "lungs"])
+def test_from_one_tensor_to_another_a_smooth_field_stays_where_it_is(drawn: Study, crop: str):
+    scan = read(drawn.rows[0].path)
+    fields = []
+    frames = []
+    for settings in (Preprocessing(width=64, depth=40), Preprocessing(width=40, depth=24, crop=crop)):  # type: ignore[arg-type]
+        _, prepared = prepare(scan, settings)
+        frame = frame_of(scan, prepared, settings)
+        depth, height, width = settings.shape
+        along = np.linspace(*frame.span, depth)
+        rows, columns = (
+            a + (np.arange(n) + 0.5) * (b - a) / n for (a, b), n in zip(frame.box[1:], (height, width), strict=True)
+        )
+        fields.append(along[:, None, None] + 2 * rows[:, None] - columns)
+        frames.append(frame)
+    moved = resample(fields[0], frames[0], frames[1], fields[1].shape)
+    inside = (slice(None), slice(2, -2), slice(2, -2))
+    np.testing.assert_allclose(moved[inside], fields[1][inside], atol=1e-3)
+
+
+def test_stopped_and_resumed_equals_uninterrupted(
+    drawn: Study, root: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = run(drawn, root, "multitask", tmp_path / "whole", how("multitask", teacher))
+    end_epoch = Keeper.end_epoch
+
+    def stopping(self, row, *further):
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+        end_epoch(self, row, *further)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "end_epoch", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(drawn, root, "multitask", tmp_path / "run", how("multitask", teacher))
+    resumed = run(drawn, root, "multitask", tmp_path / "run", how("multitask", teacher), resume=True)
+    for name in ("last.safetensors", "severity.safetensors", "predictions.csv"):
+        assert (resumed / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_an_outcome_is_learnt_where_nobody_graded(drawn: Study, root: Path, teacher: Path, tmp_path: Path):
+    rows = [
+        replace(row, severity=UNKNOWN, outcome=UNKNOWN if row.severity == UNKNOWN else int(row.severity > 2))
+        for row in drawn.rows
+    ]
+    folder = run(replace(drawn, rows=tuple(rows)), root, "multitask", tmp_path / "run", how("multitask", teacher))
+    counts = load_model(folder / "severity.safetensors").training["train_counts"]
+    assert counts["mild"] and counts["critical"] and not counts["moderate"] and not counts["severe"]
+
+
+def test_a_segmentation_model_draws_masks_that_lie_on_the_scan(drawn: Study, teacher: Path, tmp_path: Path):
+    row = next(row for row in drawn.rows if row.severity == 4)
+    answer = infer([row.path], [teacher], tmp_path / "p.csv", machine=ONE, masks=tmp_path / "masks")[0]
+    mask, scan = nibabel.load(next((tmp_path / "masks").glob("*.nii.gz"))), nibabel.load(row.path)
+    assert mask.shape == scan.shape
+    np.testing.assert_allclose(mask.affine, scan.affine, atol=1e-4)
+    voxel = abs(np.linalg.det(scan.affine[:3, :3]))
+    assert answer.lesion_ml == pytest.approx(np.asarray(mask.dataobj).sum() * voxel / 1000, rel=1e-3)
+    true = np.asarray(nibabel.load(row.mask).dataobj) > 0
+    called = np.asarray(mask.dataobj) > 0
+    assert 2 * (true & called).sum() / (true.sum() + called.sum()) > 0.25
+
+
+# What cannot be
+
+
+def test_a_study_without_masks_is_refused_with_advice(drawn: Study, root: Path, tmp_path: Path):
+    bare = replace(drawn, rows=tuple(replace(row, mask=None) for row in drawn.rows))
+    with pytest.raises(StudyError, match=r"no scan has a mask to learn from; .* column 'mask' .*--method segmia"):
+        run(bare, root, "segmentation", tmp_path / "run")
+
+
+def test_a_study_without_lesions_is_refused(drawn: Study, root: Path, tmp_path: Path):
+    healthy = replace(drawn, rows=tuple(row for row in drawn.rows if row.presence == 0))
+    with pytest.raises(StudyError, match="every mask of the training scans is empty"):
+        run(healthy, root, "segmentation", tmp_path / "run")
+
+
+def test_a_teacher_that_draws_nothing_is_refused(drawn: Study, root: Path, tmp_path: Path):
+    settings = replace(SETTINGS, training=replace(SETTINGS.training, epochs=1))
+    folder = train(drawn, settings, ONE, root / "cache", tmp_path / "run").folder
+    with pytest.raises(ModelError, match="draws no masks; a teacher comes from cov3d pretrain"):
+        run(drawn, root, "segmia", tmp_path / "segmia", Pretraining(teacher=str(folder)))
+    with pytest.raises(ModelError, match=r"holds no masks\.safetensors"):
+        run(drawn, root, "segmia", tmp_path / "segmia", Pretraining(teacher=str(root)))
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "cause"),
+    [
+        ("segmia", {}, "--method segmia needs --teacher"),
+        ("segmentation", {"teacher": "t"}, "--teacher says nothing in --method segmentation"),
+        ("segmentation", {"soft": True}, "--soft says nothing"),
+        ("segmia", {"teacher": "t", "mask_labels": "1,2"}, "--mask-labels says nothing"),
+        ("segmia", {"teacher": "t", "weights_of_tasks": (1.0, 2.0)}, "--weights-of-tasks says nothing"),
+    ],
+)
+def test_settings_that_say_nothing_or_lack_are_refused(drawn: Study, root: Path, tmp_path: Path, method, values, cause):
+    with pytest.raises(SettingError, match=cause):
+        run(drawn, root, method, tmp_path / "run", Pretraining(**values))
+
+
+@pytest.mark.parametrize(
+    ("values", "cause"),
+    [
+        ({"soft": True, "threshold": 0.3}, "--soft learns probabilities as they are"),
+        ({"weights_of_tasks": (1.0, 0.0)}, "two numbers above 0"),
+        ({"threshold": 1.5}, r"--threshold 1\.5 is out of range"),
+    ],
+)
+def test_settings_of_pretraining_that_cannot_be_are_refused(values, cause):
+    with pytest.raises(SettingError, match=cause):
+        Pretraining(**values)
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        (["--method", "segmentation", "--mixup", "0"], "--mixup says nothing in --method segmentation"),
+        (["--method", "imagenet", "--width", "64"], "--width says nothing in --method imagenet"),
+        (["--method", "imagenet", "--teacher", "t"], "--teacher says nothing in --method imagenet"),
+        (["--method", "multitask"], "--method multitask needs --teacher"),
+    ],
+)
+def test_the_command_refuses_settings_of_another_method(drawn: Study, words: list[str], cause: str):
+    result = CliRunner().invoke(app, ["pretrain", str(drawn.source), *words])
+    assert result.exit_code == 2 and cause in result.stderr
+
+
+def test_the_command_begins_with_the_published_settings(drawn: Study, root: Path, tmp_path: Path):
+    words = ["pretrain", str(drawn.source), "--width", "32", "--architecture", "convnext-micro", "--base-width", "4"]
+    words += ["--epochs", "1", "--workers", "1", "--cache", str(root / "cache"), "--output-dir", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.stderr
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    training = config["training"]
+    said = {name: training[name] for name in ("learning_rate", "schedule", "optimizer", "clip", "ema", "batch_size")}
+    assert said == {
+        "learning_rate": 1e-5,
+        "schedule": "constant",
+        "optimizer": "adam",
+        "clip": 5.0,
+        "ema": 0.99,
+        "batch_size": 4,
+    }
+    assert config["preprocessing"]["depth"] == 32 and config["augmentation"]["crop_from"] == 37
