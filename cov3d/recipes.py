@@ -221,8 +221,8 @@ METHODS = {
     name: Recipe(name, options, {})
     for name, options in {
         "imagenet": {"architecture": "convnext-tiny", **PICTURE_TRAINING},
-        "segmentation": {**PRETRAINING, "epochs": 119, "validation_fraction": 0.15},
-        "segmia": {**PRETRAINING, "epochs": 59, "validation_fraction": 0.15},
-        "multitask": {**PRETRAINING, "epochs": 119, "validation_fraction": 0.3},
+        "segmentation": {**PRETRAINING, "epochs": 119},
+        "segmia": {**PRETRAINING, "epochs": 59},
+        "multitask": {**PRETRAINING, "epochs": 119},
     }.items()
 }

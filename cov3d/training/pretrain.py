@@ -29,6 +29,7 @@ from cov3d.training.split import Split, split_any
 from cov3d.training.train import Run, check_run_folder, fill_caches, prepare_study, start_network
 
 PRETRAINED = Path("pretrained")  # beside outputs/, where infer looks for models that answer
+HELD_OUT = {"segmentation": 0.15, "segmia": 0.15, "multitask": 0.3}  # where a study has no validation scans of its own
 OUTCOMES = {0: 1, 1: len(SEVERITY)}  # a study that knows but an outcome: none is learnt as mild, one as critical
 
 
@@ -109,7 +110,13 @@ def wanted_split(study: Study, method: Method, settings: RunSettings) -> Split:
     left = len([row for row in study.rows if row.split != TEST]) - len(rows)
     if left:
         say(f"note: {plural(left, 'scan')} without {'mask' if method == 'segmentation' else 'severity'} left out")
-    return split_any(rows, settings.training)
+    split = split_any(rows, settings.training, HELD_OUT[method])
+    if not split.train or not split.validation:
+        raise StudyError(
+            f"{study.source}: of {plural(len(rows), 'scan')} none is left to "
+            f"{'learn from' if not split.train else 'choose the epoch by'}; add some, or say another --validation-fraction"
+        )
+    return split
 
 
 def graded_rows(rows: list[Row]) -> list[Row]:
@@ -156,7 +163,9 @@ def check_enough(split: Split, masks: tuple[Cache, Cache], method: Method) -> No
     """Raise a StudyError if too little is left to learn from or to choose by."""
     if not split.train or not split.validation:
         left = "learn from" if not split.train else "choose the epoch by"
-        raise StudyError(f"no scan with a mask is left to {left}; failures.csv beside the cached masks says why")
+        raise StudyError(
+            f"no scan that can be read, with its mask, is left to {left}; failures.csv in the caches says why"
+        )
     severities = {row.severity for row in split.train}
     if method == "multitask" and len(severities) < 2:
         raise StudyError("the training scans are all of one severity, and at least two are needed; add others")

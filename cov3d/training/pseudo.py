@@ -40,7 +40,9 @@ def load_teacher(named: str | None, device: torch.device) -> Model:
     if path.is_dir():
         kept = [path / name for name in reversed(KEPT) if (path / name).is_file()]
         if not kept:
-            raise ModelError(f"{path}: holds no {' or '.join(reversed(KEPT))}; name a run of cov3d pretrain, or a model file")
+            raise ModelError(
+                f"{path}: holds no {' or '.join(reversed(KEPT))}; name a run of cov3d pretrain, or a model file"
+            )
         path = kept[0]
     model = load_model(path, device)
     if MASKS not in model.heads:

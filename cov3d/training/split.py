@@ -46,15 +46,15 @@ def split_rows(rows: Sequence[Row], settings: Training) -> Split:
     return split_any(known, settings)
 
 
-def split_any(rows: Sequence[Row], settings: Training) -> Split:
-    """The same of rows whose presence need not be known."""
+def split_any(rows: Sequence[Row], settings: Training, usual: float = DEFAULT_FRACTION) -> Split:
+    """The same of rows whose presence need not be known; ``usual`` is held out where nothing else is said or there."""
     own = [row for row in rows if row.split == VALIDATION]
     train = [row for row in rows if row.split != VALIDATION]
     check_patients(train, own)
     fraction = settings.validation_fraction
     if fraction is None and own:
         return Split(tuple(train), tuple(own))
-    return hold_out(train, DEFAULT_FRACTION if fraction is None else fraction, settings.seed)
+    return hold_out(train, usual if fraction is None else fraction, settings.seed)
 
 
 def everything(rows: Sequence[Row]) -> Split:

@@ -224,6 +224,24 @@ def test_a_study_without_lesions_is_refused(drawn: Study, root: Path, tmp_path: 
         run(healthy, root, "segmentation", tmp_path / "run")
 
 
+def test_a_study_of_one_scan_is_refused_with_advice(drawn: Study, root: Path, tmp_path: Path):
+    one = replace(drawn, rows=(replace(drawn.rows[0], split=""),))
+    with pytest.raises(StudyError, match=r"of 1 scan none is left to choose the epoch by; .* --validation-fraction"):
+        run(one, root, "segmentation", tmp_path / "run")
+
+
+def test_a_scan_whose_mask_lies_elsewhere_is_named_and_left_out(drawn: Study, root: Path, tmp_path: Path):
+    wrong = next(row for row in drawn.rows if row.split == "train" and row.mask)
+    image = nibabel.load(wrong.mask)
+    affine = image.affine.copy()
+    affine[0, 3] += 30
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), affine), tmp_path / "moved.nii.gz")
+    rows = tuple(replace(row, mask=tmp_path / "moved.nii.gz") if row is wrong else row for row in drawn.rows)
+    study = replace(drawn, rows=rows)
+    failures = pretrain(study, "segmentation", SETTINGS, None, ONE, root / "cache", tmp_path / "run").failures
+    assert list(failures) == [wrong.scan] and "lies elsewhere than its scan" in failures[wrong.scan]
+
+
 def test_a_teacher_that_draws_nothing_is_refused(drawn: Study, root: Path, tmp_path: Path):
     settings = replace(SETTINGS, training=replace(SETTINGS.training, epochs=1))
     folder = train(drawn, settings, ONE, root / "cache", tmp_path / "run").folder
