@@ -9,6 +9,7 @@ from fastai.callback.core import Callback
 from torch import Tensor
 
 from cov3d.config import AugmentationNumbers
+from cov3d.errors import SettingError
 from cov3d.training.draws import Draw, draw
 from cov3d.training.intensity import add_noise, blur
 from cov3d.training.spatial import place
@@ -34,7 +35,13 @@ def augment(
     published they come between rotation and turns. Blur commutes with turns, and nearly with so smooth a displacement;
     and noise keeps its strength if nothing interpolates it any more.
     """
+    if scans.dtype != torch.uint8 or scans.dim() != 5:
+        raise SettingError(
+            f"scans to augment are uint8 (B, 1, D, H, W), as the cache holds them, not {scans.dtype} {tuple(scans.shape)}"
+        )
     shape = scans.shape[2:] if shape is None else shape
+    if numbers.random_crop and any(large < small for large, small in zip(scans.shape[2:], shape, strict=True)):
+        raise SettingError(f"there is nothing of {tuple(shape)} to crop from scans of {tuple(scans.shape[2:])}")
     draws = draw(len(scans), numbers, scans.shape[2:], shape, generator)
     return apply(scans, draws, shape, dtype)
 

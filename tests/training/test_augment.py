@@ -189,3 +189,10 @@ def test_how_far_a_step_goes_that_never_happens_is_refused(said):
 def test_a_crop_from_nothing_is_refused():
     with pytest.raises(SettingError, match=r"--random-crop 0\.5 has nothing to crop from; say --crop-from"):
         Augmentation(random_crop=0.5)
+
+
+def test_what_no_cache_holds_is_refused():
+    with pytest.raises(SettingError, match=r"uint8 \(B, 1, D, H, W\), as the cache holds them, not torch.float32"):
+        augment(torch.rand(1, 1, 8, 8, 8), AugmentationNumbers(), generator())
+    with pytest.raises(SettingError, match=r"nothing of \(9, 9, 9\) to crop from scans of \(8, 8, 8\)"):
+        augment(scans(1, (8, 8, 8)), AugmentationNumbers(random_crop=1.0), generator(), (9, 9, 9))
