@@ -53,7 +53,7 @@ def fit_network(
     parts: dict[str, Part] = {"network": network, "kept": keeper}
     parts |= {"order": Drawn(data.order), "draws": Drawn(augment.generator)}
     parts |= {"average": average} if average else {}
-    with _advice(), progress(training.epochs * len(data.train), "train") as step:
+    with advice(), progress(training.epochs * len(data.train), "train") as step:
         learner = ResumableLearner(
             data,
             network.to(data.device),
@@ -128,12 +128,10 @@ def seed_everything(seed: int) -> None:
 
 
 @contextmanager
-def _advice() -> Iterator[None]:
-    """What libraries say in the middle of a training, as sentences."""
+def advice(sizes: str = "--width or --base-width") -> Iterator[None]:
+    """What libraries say in the middle of a training, as sentences; ``sizes`` are what to lower where memory is short."""
     try:
-        with memory_advice(
-            "--batch-size (and raise --accumulate to keep the effective batch), --width or --base-width"
-        ):
+        with memory_advice(f"--batch-size (and raise --accumulate to keep the effective batch), {sizes}"):
             yield
     except Cov3dError as error:  # a loader's process wraps it in its traceback; the sentence stands last
         if type(error) is not Cov3dError:

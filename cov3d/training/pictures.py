@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,16 +25,15 @@ from cov3d.commit import commit, commit_json
 from cov3d.config import Machine, NetSettings, Training, recorded
 from cov3d.config.pictures import PICTURE_TRAINING, PictureSettings, check_pictures, picture_ema
 from cov3d.console import few, plural, progress, say
-from cov3d.errors import Cov3dError
 from cov3d.nets.flat import build_flat
-from cov3d.nets.inputs import memory_advice, pick_device
+from cov3d.nets.inputs import pick_device
 from cov3d.nets.model import plain
 from cov3d.nets.weights import check_finite
 from cov3d.runs import FINISHED, FLAT_WEIGHTS, STATE
 from cov3d.tables import write_table
 from cov3d.training.description import command, versions
 from cov3d.training.ema import Ema
-from cov3d.training.fit import pick_precision, seed_everything, steps
+from cov3d.training.fit import advice, pick_precision, seed_everything, steps
 from cov3d.training.loaders import Loaders
 from cov3d.training.pictures_epochs import FAILURES, PictureEpochs, WarmedCosine
 from cov3d.training.pictures_found import Pictures, find_pictures
@@ -127,7 +125,7 @@ def fit_pictures(
             state(parts),
         ],
     )
-    with _advice(), progress(training.epochs * len(data.train), "pretrain") as epochs.step:
+    with advice("--side or --base-width"), progress(training.epochs * len(data.train), "pretrain") as epochs.step:
         learner.fit(training.epochs, lr=rate, wd=[training.weight_decay, 0.0])
     return average.average.module if average else network
 
@@ -180,15 +178,3 @@ def finish(output: Path, network: nn.Module, config: dict[str, Any], last: dict[
     say(
         f"go on with cov3d train --architecture {config['net']['architecture']} --weights {output / FLAT_WEIGHTS} --inflate full"
     )
-
-
-@contextmanager
-def _advice() -> Iterator[None]:
-    """What libraries say in the middle of a training, as sentences."""
-    try:
-        with memory_advice("--batch-size (and raise --accumulate to keep the effective batch), --side or --base-width"):
-            yield
-    except Cov3dError as error:  # a loader's process wraps it in its traceback; the sentence stands last
-        if type(error) is not Cov3dError:
-            raise
-        raise Cov3dError(str(error).rsplit("Cov3dError: ", 1)[-1].strip()) from error

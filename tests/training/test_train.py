@@ -220,7 +220,7 @@ def test_a_run_that_fails_in_its_first_epoch_leaves_the_old_one_alone(study: Pat
 
 def test_a_changed_cache_file_is_made_again_or_stops_the_run_in_a_sentence(study: Path, tmp_path: Path):
     from cov3d import fill_cache
-    from cov3d.training.fit import _advice
+    from cov3d.training.fit import advice
     from cov3d.training.loaders import CachedScans
 
     rows = read_study(study).rows
@@ -232,7 +232,7 @@ def test_a_changed_cache_file_is_made_again_or_stops_the_run_in_a_sentence(study
     assert file.read_bytes() == whole
     file.write_bytes(b"changed")
     shutil.rmtree(rows[0].path)
-    with pytest.raises(Cov3dError) as caught, _advice():
+    with pytest.raises(Cov3dError) as caught, advice():
         list(DataLoader(CachedScans(cache, rows), num_workers=1))
     assert "\n" not in str(caught.value)
     assert "has changed since it was made, and the scan it was made from cannot be read" in str(caught.value)
