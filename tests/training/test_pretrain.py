@@ -14,6 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from cov3d import (
+    Augmentation,
     Machine,
     NetSettings,
     Preprocessing,
@@ -207,6 +208,44 @@ def test_a_segmentation_model_draws_masks_that_lie_on_the_scan(drawn: Study, tea
     true = np.asarray(nibabel.load(row.mask).dataobj) > 0
     called = np.asarray(mask.dataobj) > 0
     assert 2 * (true & called).sum() / (true.sum() + called.sum()) > 0.25
+
+
+def test_a_tumour_of_a_real_scan_is_learnt_gone_on_with_and_drawn_where_it_lies(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    files = {
+        "scan.nii.gz": "ibsi_phantom/nifti/image/phantom.nii.gz",
+        "mask.nii.gz": "ibsi_phantom/nifti/mask/mask.nii.gz",
+        "other.nrrd": "pyradiomics/lung2_image.nrrd",
+        "other_mask.nrrd": "pyradiomics/lung2_label.nrrd",
+    }
+    for name, source in files.items():
+        (tmp_path / name).symlink_to(shared / source)
+    (tmp_path / "study.csv").write_text(
+        "scan,mask,split\nscan.nii.gz,mask.nii.gz,train\nother.nrrd,other_mask.nrrd,validation\n"
+    )
+    study = read_study(tmp_path)
+    training = Training(epochs=40, batch_size=1, learning_rate=4e-3, schedule="1cycle", keep="last")
+    settings = replace(SETTINGS, net=replace(SETTINGS.net, base_width=8), training=training)
+    settings = replace(settings, augmentation=Augmentation(flip_width=0.0))
+    with monkeypatch.context() as patch:
+        end_epoch = Keeper.end_epoch
+
+        def stopping(self, row, *further):
+            end_epoch(self, row, *further)
+            if row["epoch"] == 20:
+                raise KeyboardInterrupt
+
+        patch.setattr(Keeper, "end_epoch", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(study, tmp_path, "segmentation", tmp_path / "run", settings=settings)
+    folder = run(study, tmp_path, "segmentation", tmp_path / "run", settings=settings, resume=True)
+    infer([tmp_path / "scan.nii.gz"], [folder], tmp_path / "p.csv", machine=ONE, masks=tmp_path / "drawn")
+    mask, scan, true = (nibabel.load(tmp_path / name) for name in ("drawn/scan.nii.gz", "scan.nii.gz", "mask.nii.gz"))
+    assert mask.shape == scan.shape
+    np.testing.assert_allclose(mask.affine, scan.affine, atol=1e-4)
+    called, wanted = np.asarray(mask.dataobj) > 0, np.asarray(true.dataobj) > 0
+    assert 2 * (called & wanted).sum() / (called.sum() + wanted.sum()) > 0.6
 
 
 # What cannot be
