@@ -296,11 +296,13 @@ def pretrain(
 
 @command()
 def recipes(messages: Messages) -> None:
-    """List the published settings, by name, with their published macro F1."""
-    from cov3d.recipes import RECIPES, describe
+    """List the published settings, by name, with their published macro F1, and those of each way of pretraining."""
+    from cov3d.recipes import METHODS, RECIPES, describe
 
     for recipe in RECIPES.values():
         show(describe(recipe))
+    for method in METHODS.values():
+        show(f"pretrain --method {describe(method)}")
 
 
 @command()

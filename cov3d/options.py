@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import Field, fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
@@ -23,13 +23,14 @@ from cov3d.recipes import METHODS, Recipe, find_recipe
 def expand(command: Callable[..., Any]) -> Callable[..., Any]:
     """The same command with every parameter that is a settings group replaced by that group's fields."""
     hints = get_type_hints(command, include_extras=True)
+    brought = {name for recipe in METHODS.values() for name in recipe.options} if "method" in hints else set()
     parameters: list[inspect.Parameter] = []
     groups: dict[str, type] = {}
     for parameter in inspect.signature(command).parameters.values():
         hint = hints[parameter.name]
         if isinstance(hint, type) and is_dataclass(hint):
             groups[parameter.name] = hint
-            parameters += _parameters(hint)
+            parameters += _parameters(hint, brought)
         else:
             kind = inspect.Parameter.KEYWORD_ONLY
             parameters.append(inspect.Parameter(parameter.name, kind, default=parameter.default, annotation=hint))
@@ -93,11 +94,14 @@ def _built(group: type, values: Mapping[str, Any]) -> Any:
         raise SettingError(f"with --{option} {recipe.name}: {error}") from error
 
 
-def _parameters(group: type) -> list[inspect.Parameter]:
-    """An option for each field of a group, and of the groups in it."""
+def _parameters(group: type, brought: Set[str] = frozenset()) -> list[inspect.Parameter]:
+    """An option for each field of a group, and of the groups in it; a method brings its own defaults of those ``brought``."""
     hints = get_type_hints(group)
     nested = [
-        _parameters(hints[f.name]) if is_dataclass(hints[f.name]) else [_parameter(group, f)] for f in fields(group)
+        _parameters(hints[f.name], brought)
+        if is_dataclass(hints[f.name])
+        else [_parameter(group, f, by_method=f.name in brought)]
+        for f in fields(group)
     ]
     return [parameter for part in nested for parameter in part]
 
@@ -106,11 +110,13 @@ def _has_groups(group: type) -> bool:
     return any(is_dataclass(hint) for hint in get_type_hints(group).values())
 
 
-def _parameter(group: type, f: Field) -> inspect.Parameter:
+def _parameter(group: type, f: Field, by_method: bool = False) -> inspect.Parameter:
     hint = get_type_hints(group)[f.name]
     panel = None if _has_groups(group) else (group.__doc__ or "").split("\n", 1)[0].rstrip(".").split(".")[0]
     limits = {name: f.metadata[name] for name in ("min", "max") if name in f.metadata}
     flag = [f.metadata["flag"]] if "flag" in f.metadata else []
+    if by_method:
+        limits["show_default"] = "as --method says"
     declared = typer.Option(*flag, help=f.metadata["help"], rich_help_panel=panel, **limits)
     annotation = Annotated[hint, declared]  # type: ignore[valid-type]
     return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=annotation)

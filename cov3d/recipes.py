@@ -65,7 +65,7 @@ def describe(recipe: Recipe) -> str:
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in recipe.options.items())
     begins = f" --weights FILE ({recipe.weights})" if recipe.weights else ""
     scores = "; ".join(f"{where} {score:.4f}" for where, score in recipe.scores.items())
-    return f"{recipe.name}: {scores}\n  {options}{begins}"
+    return f"{recipe.name}{': ' if scores else ''}{scores}\n  {options}{begins}"
 
 
 # ID: slices, width, reflection, λ, epochs, smoothing of presence and of severity, F1 of presence and of severity

@@ -26,10 +26,11 @@ from cov3d.config.pictures import FLAT
 from cov3d.errors import ModelError, SettingError
 from cov3d.nets.inflate import inflate as inflate_tensors
 from cov3d.nets.inflate_names import CONVNEXT, scheme
+from cov3d.runs import FLAT_WEIGHTS, KEPT
 
 KINETICS = {"resnet18": "R3D_18_Weights", "mc3-18": "MC3_18_Weights", "r2plus1d-18": "R2Plus1D_18_Weights"}
 KINETICS_WIDTH = 64
-ENCODER, LAST = "encoder.", "encoder.head.3."  # of a Segmenter
+ENCODER, LAST, DECODER = "encoder.", "encoder.head.3.", "decoder."  # of a Segmenter
 HEAD = "head."  # what the names of a network's last layers begin with: the part that may be of another shape
 
 Tensors = dict[str, Tensor]
@@ -78,6 +79,19 @@ def start_from(
         return move(tensors, net, weights)
     made = inflate_tensors(tensors, net, inflate, inflate_norm, weights)
     return replace(move(made.tensors, net, weights), changed=made.summed, unused=made.head, inflated=made.kernels)
+
+
+def go_on(decoder: nn.Module, weights: str) -> bool:
+    """Give a decoder the weights of the file's, if it has one of this shape: a pretraining goes on with it."""
+    if weights in ("none", "kinetics"):
+        return False
+    own = decoder.state_dict()
+    found = {name: tensor for name, tensor in read_weights(weights).items() if name.startswith(DECODER)}
+    found = {name.removeprefix(DECODER): tensor for name, tensor in found.items()}
+    if {name: tensor.shape for name, tensor in found.items()} != {name: tensor.shape for name, tensor in own.items()}:
+        return False
+    decoder.load_state_dict(found)
+    return True
 
 
 def move(tensors: Mapping[str, Tensor], net: nn.Module, source: str) -> Report:
@@ -168,11 +182,24 @@ def read_weights(path: str | Path) -> Tensors:
     Without the ``module.`` that parallel training adds, and the ``encoder.`` of a network that draws masks. Of such a one the
     last layer is left out: what it answered is not what is learnt next.
     """
+    path = kept_in(Path(path))
     data = read_whole(path)
     tensors = unpack_torch(data, path) if is_pickled(data) else unpack_safetensors(data, path)
     check_finite(tensors, path)
     named = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return {name.removeprefix(ENCODER): tensor for name, tensor in named.items() if not name.startswith(LAST)}
+
+
+def kept_in(path: Path) -> Path:
+    """The only model or weights that a run's folder keeps; any other path as it is.
+
+    Raises:
+        ModelError: it keeps several.
+    """
+    found = [path / name for name in (*KEPT, FLAT_WEIGHTS) if (path / name).is_file()]
+    if len(found) > 1:
+        raise ModelError(f"{path} keeps {' and '.join(file.name for file in found)}; name one of them")
+    return found[0] if found else path
 
 
 def read_whole(path: str | Path) -> bytes:

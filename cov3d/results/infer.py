@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 
 from cov3d.config import Inference, Machine, Reading
-from cov3d.console import natural, progress, say
+from cov3d.console import few, natural, plural, progress, say
 from cov3d.errors import SettingError
 from cov3d.labels import SEVERITY
 from cov3d.nets.inputs import memory_advice, pick_device
 from cov3d.predictions import Prediction, write_predictions
 from cov3d.results.ensemble import Ensemble
 from cov3d.results.journal import Journal, appending, check_output, open_journal, place
-from cov3d.results.masks import check_free, check_masks, mask_names
+from cov3d.results.masks import check_free, check_masks, foreign_masks, mask_names
 from cov3d.results.models import load_models
 from cov3d.results.submission import write_submission
 from cov3d.scans.read import ask_scans
@@ -66,6 +66,8 @@ def infer(
     journal = open_journal(output, paths, ensemble.provenance(), reading, resume, ensemble.columns, folder)
     rows = [*journal.rows, *_answer(journal, ensemble, reading, _readers(machine, device), output)]
     write_predictions(output, rows, ensemble.columns)
+    if folder is not None and (others := foreign_masks(folder, (file.name for file in journal.masks.values()))):
+        say(f"note: {folder} holds {plural(len(others), 'mask')} of other scans, from before: {few(others)}")
     answers = _asked(paths, rows)
     if submission is not None:
         write_submission(submission, answers)

@@ -43,6 +43,11 @@ def check_masks(folder: Path, asked: Iterable[Path], scans: Iterable[Path], mode
     check_writable(folder)
 
 
+def foreign_masks(folder: Path, names: Iterable[str]) -> list[str]:
+    """Masks in a folder that are not of the scans that are answered now."""
+    return sorted({path.name for path in folder.glob(f"*{SUFFIX}")} - set(names))
+
+
 def mask_names(scans: Mapping[str, Path], before: Mapping[str, str]) -> dict[str, str]:
     """A file name for each scan's mask: the scan's name, and a hash of its place if others are called the same.
 

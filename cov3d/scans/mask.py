@@ -111,7 +111,11 @@ def _placed(voxels: np.ndarray, mask: Scan, scan: Scan) -> np.ndarray:
     shape = (len(scan.slices), *scan.slices[0].shape)
     if voxels.shape != shape:
         advice = "give the mask in the scan's own geometry, with all of its slices"
-        raise ScanError(mask.source, f"is of {voxels.shape} voxels (D, H, W), its scan of {shape}; {advice}")
+        lie = ""
+        if mask.affine is not None and scan.affine is not None:
+            affines = (_short(canonical_affine(part, size)) for part, size in ((mask, voxels.shape), (scan, shape)))
+            lie = " (canonical affines {} and {})".format(*affines)
+        raise ScanError(mask.source, f"is of {voxels.shape} voxels (D, H, W), its scan of {shape}{lie}; {advice}")
     if mask.affine is not None and scan.affine is not None:
         _check_place(mask, scan, shape)
     return voxels

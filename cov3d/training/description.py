@@ -12,6 +12,7 @@ from typing import Any
 
 from cov3d.config import Machine, RunSettings, hide_uid, recorded
 from cov3d.labels import PRESENCE, SEVERITY
+from cov3d.scans.cache import Cache
 from cov3d.scans.study import Row, Study
 from cov3d.training.split import Split
 
@@ -49,9 +50,15 @@ def describe(study: Study, settings: RunSettings, machine: Machine, summary: dic
     }
 
 
-def name_of(config: Mapping[str, Any], split: Split) -> str:
-    """A hash of what a run is: its settings and its scans. Only the same run goes on with what was saved of it."""
-    parts = [[row.scan for row in rows] for rows in (split.train, split.validation)]
+def name_of(config: Mapping[str, Any], split: Split, *caches: tuple[Cache, Cache]) -> str:
+    """A hash of what a run is: its settings, and its scans and masks as they are in the caches of training and validation.
+
+    Only the same run goes on with what was saved of it.
+    """
+    parts = [
+        [[row.scan, *(pair[part].entries[row.scan]["sha256"] for pair in caches)] for row in rows]
+        for part, rows in enumerate((split.train, split.validation))
+    ]
     where = ("command", "versions", "machine")
     described = {key: value for key, value in config.items() if key not in where}
     return hashlib.sha256(json.dumps([described, parts], sort_keys=True).encode()).hexdigest()

@@ -135,7 +135,8 @@ class BothJudge(Judge):
         return self.classes.evidence()
 
     def scores(self) -> Scores:
-        return {"severity": self.classes.scores()["severity"], **self.masks.scores()}
+        masks = self.masks.scores()
+        return {"severity": {**self.classes.scores()["severity"], **masks}, **masks}
 
     def columns(self, scores: Scores) -> dict[str, Any]:
         severity = scores["severity"]

@@ -31,9 +31,11 @@ from cov3d.nets.model import plain
 from cov3d.nets.weights import check_finite
 from cov3d.runs import FINISHED, FLAT_WEIGHTS, STATE
 from cov3d.tables import write_table
+from cov3d.training.curves import draw_curves
 from cov3d.training.description import command, versions
 from cov3d.training.ema import Ema
 from cov3d.training.fit import advice, pick_precision, seed_everything, steps
+from cov3d.training.judge import Measure
 from cov3d.training.loaders import Loaders
 from cov3d.training.pictures_epochs import FAILURES, PictureEpochs, WarmedCosine
 from cov3d.training.pictures_found import Pictures, find_pictures
@@ -88,6 +90,7 @@ def pretrain_pictures(
     data = picture_loaders(found, settings, training, machine, device)
     state = partial(State, output / STATE, run, found=saved)
     kept = fit_pictures(network, data, epochs, state, settings, training, precision, len(found.classes))
+    draw_curves(output / "curves.png", epochs.history, {"pictures": Measure("accuracy", "accuracy", "accuracy")}, {})
     finish(output, kept, config, epochs.history[-1])
     return Run(output, found.failures)
 
@@ -107,7 +110,10 @@ def fit_pictures(
     average = Ema(decay) if decay else None
     parts: dict[str, Part] = {"network": network, "history": epochs, "order": Drawn(data.order)}
     parts |= {"average": average} if average else {}
-    rate = settings.highest_rate(training)
+    rate, step = settings.highest_rate(training), training.batch_size * training.accumulate
+    if settings.rate_batch:
+        scaled = f"{training.learning_rate:g} is for {settings.rate_batch} pictures a step, and a step is {step}"
+        say(f"learning rate at its highest {rate:.3g}: {scaled}; --rate-batch 0 takes it as it is")
     learner = ResumableLearner(
         data,
         network,
@@ -175,6 +181,8 @@ def finish(output: Path, network: nn.Module, config: dict[str, Any], last: dict[
     commit(output / FLAT_WEIGHTS, lambda file: file.write(data))
     commit_json(output / FINISHED, {**scores, "pictures": config["pictures"]["validation"], "note": UNCHOSEN})
     say(f"accuracy {last['accuracy']:.4f} after the last epoch; {UNCHOSEN}")
+    width = f" --base-width {config['net']['base_width']}" if config["net"]["base_width"] else ""
     say(
-        f"go on with cov3d train --architecture {config['net']['architecture']} --weights {output / FLAT_WEIGHTS} --inflate full"
+        f"go on with cov3d train --architecture {config['net']['architecture']}{width} --weights {output / FLAT_WEIGHTS} "
+        "--inflate full"
     )

@@ -5,17 +5,20 @@ Kienzle et al., "COVID detection and severity prediction with 3D-ConvNeXt and cu
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
 from cov3d.config import Machine, Method, Preprocessing, Pretraining, RunSettings, recorded
-from cov3d.console import plural, say
-from cov3d.errors import StudyError
+from cov3d.console import few, plural, say
+from cov3d.errors import SettingError, StudyError
 from cov3d.labels import SEVERITY, UNKNOWN
 from cov3d.nets.build import CLASSES, MASKS, Heads
 from cov3d.nets.inputs import pick_device
 from cov3d.nets.model import Model
+from cov3d.recipes import METHODS
 from cov3d.scans.cache import Cache, fill_masks
+from cov3d.scans.mask import EMPTY, TOO_SMALL
 from cov3d.scans.study import TEST, Row, Study
 from cov3d.training.description import describe, name_of, summarise
 from cov3d.training.dice import BothJudge, LesionLoss, MaskJudge
@@ -46,9 +49,10 @@ def pretrain(
 ) -> Run:
     """Train a network to draw lesion masks, or to draw them and grade severity; its file is what ``train --weights`` takes.
 
-    ``method`` is ``segmentation`` (the study's own masks), ``segmia`` (a teacher's masks) or ``multitask`` (a teacher's masks
-    and the study's severities). Writes the run's folder (default ``pretrained/METHOD``) as :func:`cov3d.train` does; kept is
-    the epoch of the best Dice, of ``multitask`` that of the best AUC of severity.
+    Without ``settings`` they are the published ones of the method. ``method`` is ``segmentation`` (the study's own masks),
+    ``segmia`` (a teacher's masks) or ``multitask`` (a teacher's masks and the study's severities). Writes the run's folder
+    (default ``pretrained/METHOD``) as :func:`cov3d.train` does; kept is the epoch of the best Dice, of ``multitask`` that of
+    the best AUC of severity.
 
     Raises:
         SettingError: settings that exclude each other, or an output that exists.
@@ -56,9 +60,12 @@ def pretrain(
         ModelError: a teacher that draws no masks.
         Cov3dError: no room on the device or disk, or a loss that is no number.
     """
+    if method not in HELD_OUT:
+        known = f"expected {', '.join(HELD_OUT)}; pictures are learnt by cov3d.pretrain_pictures"
+        raise SettingError(f"there is no way of pretraining with masks called {method!r}; {known}")
     machine, how = machine or Machine(), pretraining or Pretraining()
     how.check_used(method)
-    settings = graded(settings or RunSettings())
+    settings = graded(settings or METHODS[method].settings(task="severity"))
     folder = Path(output_dir or PRETRAINED / method)
     device = pick_device(machine.device)
     precision = pick_precision(settings.training.precision, device)
@@ -71,7 +78,9 @@ def pretrain(
     caches = fill_caches(wanted, settings, cache, machine)
     masks = mask_caches(wanted, caches, settings, how, teacher, cache, machine)
     split = wanted.only({scan for part in masks for scan in part.entries} & {s for c in caches for s in c.entries})
-    check_enough(split, masks, method)
+    check_enough(split, masks, method, how)
+    for note in odd_masks(split, masks):
+        say(f"note: {note}")
     about = {"method": method, "teacher": teacher.sha256 if teacher else None}
     summary = {**summarise(study, split, settings), **about}
     config = {**describe(study, settings, machine, summary), "pretraining": {**recorded(how), **about}}
@@ -79,12 +88,20 @@ def pretrain(
     keeper = Keeper(folder, judge_of(split, method), settings, config, choice, heads)
     data = loaders(caches, split, settings.training, machine, device, masks)
     loss = LesionLoss(loss_of(split.train, settings) if method == "multitask" else None, how.weights_of_tasks)
-    fit_network(network, data, loss, keeper, settings, precision, name_of(config, split), resume)
+    fit_network(network, data, loss, keeper, settings, precision, name_of(config, split, caches, masks), resume)
     return Run(folder, {scan: cause for c in (*caches, *masks) for scan, cause in c.failures.items()})
 
 
 def graded(settings: RunSettings) -> RunSettings:
-    """The same, its loss over classes that of severity alone: the only one that pretraining knows."""
+    """The same, its loss over classes that of severity alone: the only one that pretraining knows.
+
+    Raises:
+        SettingError: another was asked for.
+    """
+    if settings.task == "presence" or settings.loss.loss == "joint" or settings.loss.severity_factor not in (None, 1.0):
+        raise SettingError(
+            "pretraining learns masks and severity, by --loss balanced-ce and --severity-factor 1; leave another task or loss out"
+        )
     loss = replace(settings.loss, loss="balanced-ce", severity_factor=1.0)
     return replace(settings, task="severity", loss=loss)
 
@@ -159,15 +176,27 @@ def judge_of(split: Split, method: Method) -> Judge:
     return BothJudge(ClassJudge(split.validation, "severity"), masks) if method == "multitask" else masks
 
 
-def check_enough(split: Split, masks: tuple[Cache, Cache], method: Method) -> None:
+def check_enough(split: Split, masks: tuple[Cache, Cache], method: Method, how: Pretraining) -> None:
     """Raise a StudyError if too little is left to learn from or to choose by."""
     if not split.train or not split.validation:
         left = "learn from" if not split.train else "choose the epoch by"
-        raise StudyError(
-            f"no scan that can be read, with its mask, is left to {left}; failures.csv in the caches says why"
-        )
-    severities = {row.severity for row in split.train}
-    if method == "multitask" and len(severities) < 2:
-        raise StudyError("the training scans are all of one severity, and at least two are needed; add others")
+        causes = {f"{scan}: {cause}" for part in masks for scan, cause in part.failures.items()}
+        why = f" ({few(sorted(causes), '; ')})" if causes else f"; {masks[0].folder / 'failures.csv'} says why"
+        raise StudyError(f"no scan that can be read, with its mask, is left to {left}{why}")
+    for part, rows in (("training", split.train), ("validation", split.validation)):
+        if method == "multitask" and len({row.severity for row in rows}) < 2:
+            raise StudyError(f"the {part} scans are all of one severity, and at least two are needed; add others")
     if not any(masks[0].load(row.scan).any() for row in split.train):
-        raise StudyError("every mask of the training scans is empty: there is no lesion to learn from")
+        labels = f" (none holds a value of --mask-labels {how.mask_labels})" if how.mask_labels else ""
+        raise StudyError(f"every mask of the training scans is empty{labels}: there is no lesion to learn from")
+
+
+def odd_masks(split: Split, masks: tuple[Cache, Cache]) -> list[str]:
+    """What is to be said of masks of scans that are not known to be healthy."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for part, rows in zip(masks, (split.train, split.validation), strict=True):
+        for row in rows:
+            for remark in part.entries[row.scan]["warnings"] if row.presence != 0 else ():
+                if remark in (EMPTY, TOO_SMALL):
+                    found[remark].append(row.scan)
+    return [f"{plural(len(scans), 'scan')}: {remark} ({few(scans)})" for remark, scans in found.items()]

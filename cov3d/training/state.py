@@ -21,6 +21,7 @@ from torch import Generator
 from cov3d.commit import commit
 from cov3d.console import say
 from cov3d.errors import Cov3dError, SettingError
+from cov3d.runs import RUN_FILES
 
 FORMAT = 1
 
@@ -124,17 +125,20 @@ class Drawn:
         self.generator.set_state(state)
 
 
-def read_state(path: Path, run: str) -> dict[str, Any]:
-    """What was saved of a run.
+def read_state(path: Path, run: str) -> dict[str, Any] | None:
+    """What was saved of a run; None where it was stopped before its first epoch had ended.
 
     Raises:
-        SettingError: nothing, or of a run with other settings or scans.
+        SettingError: nothing is there of a run that was longer, or it is of one with other settings, scans or masks.
         Cov3dError: it is damaged.
     """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise SettingError(f"{path} is not there, so there is nothing to resume; leave --resume out") from None
+        if any((path.parent / name).exists() for name in RUN_FILES):
+            raise SettingError(f"{path} is gone, so nobody can go on; say --overwrite to begin again") from None
+        say("no epoch had ended when this run was stopped: it begins")
+        return None
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         known, whose = state["format"], state["run"]
@@ -144,7 +148,7 @@ def read_state(path: Path, run: str) -> dict[str, Any]:
         raise Cov3dError(f"{path} is of format {known}; use the version of cov3d that wrote it, or say --overwrite")
     if whose != run:
         raise SettingError(
-            f"{path} is of a run with other settings or scans; say what it was begun with (config.json beside it), or "
+            f"{path} is of a run with other settings, scans or masks; say what it was begun with (config.json beside it), or "
             "--overwrite to begin again"
         )
     return state

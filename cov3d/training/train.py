@@ -16,7 +16,7 @@ from cov3d.errors import SettingError
 from cov3d.nets.build import CLASSES, Heads, build
 from cov3d.nets.inputs import pick_device
 from cov3d.nets.upernet import Segmenter
-from cov3d.nets.weights import start_from
+from cov3d.nets.weights import go_on, start_from
 from cov3d.runs import PLAN, RUN_FILES, STATE
 from cov3d.scans.cache import Cache, fill_cache
 from cov3d.scans.series import every_series, with_patients
@@ -114,7 +114,7 @@ def train_split(
     keeper = Keeper(folder, judge, settings, config, choice_of(wanted, split, keep_last))
     data = loaders(caches, split, settings.training, machine, device)
     loss = loss_of(split.train, settings)
-    fit_network(network, data, loss, keeper, settings, precision, name_of(config, split), resume)
+    fit_network(network, data, loss, keeper, settings, precision, name_of(config, split, caches), resume)
     return Run(folder, {scan: cause for filled in caches for scan, cause in filled.failures.items()})
 
 
@@ -141,6 +141,8 @@ def start_network(settings: RunSettings, device: torch.device, heads: Heads = (C
     encoder = network.encoder if isinstance(network, Segmenter) else network
     weights = start_from(encoder, training.weights, settings.net, training.inflate, training.inflate_norm)
     published = "--weights kinetics" if settings.net.family == "resnet" else "2D weights: --weights FILE --inflate full"
+    if isinstance(network, Segmenter):
+        say(f"the head of masks {'goes on with theirs' if go_on(network.decoder, training.weights) else 'is new'}")
     say(str(weights) if weights.matched else f"weights: random; the published models began with {published}")
     return network
 

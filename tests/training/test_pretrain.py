@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -248,7 +249,74 @@ def test_a_tumour_of_a_real_scan_is_learnt_gone_on_with_and_drawn_where_it_lies(
     assert 2 * (called & wanted).sum() / (called.sum() + wanted.sum()) > 0.6
 
 
+def test_masks_that_have_changed_are_another_run(drawn: Study, root: Path, tmp_path: Path):
+    row = next(row for row in drawn.rows if row.split == "train" and row.presence == 1)
+    image = nibabel.load(row.mask)
+    file = tmp_path / "mask.nii.gz"
+    nibabel.save(image, file)
+    study = replace(drawn, rows=tuple(replace(r, mask=file) if r is row else r for r in drawn.rows))
+    run(study, root, "segmentation", tmp_path / "run")
+    nibabel.save(nibabel.Nifti1Image(1 - np.asarray(image.dataobj), image.affine), file)
+    with pytest.raises(SettingError, match="other settings, scans or masks"):
+        run(study, root, "segmentation", tmp_path / "run", resume=True)
+
+
+def test_a_pretraining_goes_on_with_the_head_of_masks(
+    drawn: Study, root: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    net = replace(SETTINGS.net, base_width=8)
+    training = replace(
+        SETTINGS.training, weights=str(teacher / "masks.safetensors"), epochs=1, learning_rate=1e-8, ema=0.0
+    )
+    settings = replace(SETTINGS, net=net, training=training)
+    folder = run(drawn, root, "segmentation", tmp_path / "run", settings=settings)
+    assert "the head of masks goes on with theirs" in capsys.readouterr().err
+    before, after = (load_model(path / "masks.safetensors").net.decoder.state_dict() for path in (teacher, folder))
+    assert all(torch.allclose(before[name], after[name], atol=1e-5) for name in before)
+
+
+def test_without_settings_they_are_the_published_ones(drawn: Study, monkeypatch: pytest.MonkeyPatch):
+    room = importlib.import_module("cov3d.training.pretrain")
+    seen = []
+
+    def look(settings):
+        seen.append(settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(room, "graded", look)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(drawn, "segmentation")
+    training = seen[0].training
+    assert (training.epochs, training.learning_rate, training.clip, training.ema) == (119, 1e-5, 5.0, 0.99)
+
+
 # What cannot be
+
+
+@pytest.mark.parametrize("method", ["imagenet", "segmenttion"])
+def test_a_method_without_masks_is_refused_with_advice(drawn: Study, method: str):
+    with pytest.raises(SettingError, match=r"expected segmentation, segmia, multitask; .* cov3d\.pretrain_pictures"):
+        pretrain(drawn, method)  # type: ignore[arg-type]
+
+
+def test_a_loss_that_pretraining_does_not_know_is_refused(drawn: Study, root: Path, tmp_path: Path):
+    with pytest.raises(SettingError, match="pretraining learns masks and severity"):
+        run(drawn, root, "segmentation", tmp_path / "run", settings=replace(SETTINGS, task="presence"))
+
+
+def test_validation_scans_of_one_severity_cannot_choose(drawn: Study, root: Path, teacher: Path, tmp_path: Path):
+    rows = [
+        replace(row, severity=2) if row.split == "validation" and row.severity != UNKNOWN else row for row in drawn.rows
+    ]
+    settings = replace(SETTINGS, training=replace(SETTINGS.training, validation_fraction=None))
+    with pytest.raises(StudyError, match="the validation scans are all of one severity"):
+        study = replace(drawn, rows=tuple(rows))
+        run(study, root, "multitask", tmp_path / "run", how("multitask", teacher), settings=settings)
+
+
+def test_labels_that_no_mask_holds_are_named(drawn: Study, root: Path, tmp_path: Path):
+    with pytest.raises(StudyError, match="none holds a value of --mask-labels 7"):
+        run(drawn, root, "segmentation", tmp_path / "run", Pretraining(mask_labels="7"))
 
 
 def test_a_study_without_masks_is_refused_with_advice(drawn: Study, root: Path, tmp_path: Path):

@@ -86,14 +86,22 @@ def test_a_run_that_is_finished_may_be_resumed_and_stays_as_it_is(study: Path, t
 def test_another_run_does_not_go_on_with_it(study: Path, tmp_path: Path):
     fit(study, tmp_path, RESNET)
     other = replace(RESNET, training=replace(RESNET.training, learning_rate=2e-3))
-    with pytest.raises(SettingError, match="other settings or scans; say what it was begun with"):
+    with pytest.raises(SettingError, match="other settings, scans or masks; say what it was begun with"):
         fit(study, tmp_path, other, resume=True)
     with pytest.raises(SettingError, match="--resume keeps what is there and --overwrite does not"):
         fit(study, tmp_path, RESNET, resume=True, overwrite=True)
 
 
-def test_nothing_to_resume_is_said(study: Path, tmp_path: Path):
-    with pytest.raises(SettingError, match=r"state\.pt is not there.*leave --resume out"):
+def test_a_run_that_was_stopped_before_its_first_epoch_begins(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = fit(study, tmp_path, RESNET, resume=True)
+    assert (run / "metrics.json").exists() and "no epoch had ended" in capsys.readouterr().err
+
+
+def test_a_state_that_is_gone_is_said(study: Path, tmp_path: Path):
+    (fit(study, tmp_path, RESNET) / "state.pt").unlink()
+    with pytest.raises(SettingError, match=r"state\.pt is gone.*--overwrite"):
         fit(study, tmp_path, RESNET, resume=True)
 
 
