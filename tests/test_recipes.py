@@ -113,7 +113,8 @@ def test_a_recipe_that_begins_with_weights_asks_for_them():
 
 def test_the_list_is_what_can_be_typed():
     lines = CliRunner().invoke(app, ["recipes"]).stdout.splitlines()
-    assert len(lines) == 2 * len(RECIPES)
+    assert len(lines) == 2 * (len(RECIPES) + len(METHODS))
+    assert "--learning-rate 1e-05 " in lines[lines.index("pretrain --method segmentation") + 1]
     first = lines.index(next(line for line in lines if line.startswith("cov3d-14:")))
     assert "severity, validation 0.7546" in lines[first] and "--severity-factor 0.9 " in lines[first + 1]
 

@@ -202,7 +202,8 @@ def refusal(path: Path, scan: Scan, labels: str = "") -> str:
 @pytest.mark.parametrize("shape", [(11, 24, 20), (10, 20, 24), (10, 12, 10)])
 def test_another_shape_is_refused_with_both_shapes(tmp_path: Path, shape: tuple[int, int, int]):
     cause = refusal(mask_file(tmp_path, np.ones(shape, np.uint8)), hu_scan(tmp_path))
-    assert f"is of {shape} voxels (D, H, W), its scan of {SHAPE}; give the mask in the scan's own geometry" in cause
+    assert f"is of {shape} voxels (D, H, W), its scan of {SHAPE} (canonical affines [" in cause
+    assert cause.count("[") == 2 and "; give the mask in the scan's own geometry" in cause
 
 
 def test_another_place_is_refused_with_both_affines_and_the_distance(tmp_path: Path):
