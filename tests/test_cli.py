@@ -207,7 +207,13 @@ def test_a_stopped_preprocess_says_so_in_a_sentence_and_goes_on_when_run_again(t
     study = make_study(tmp_path / "study", per_class=40)
     command = [sys.executable, "-m", "cov3d", "preprocess", "--width", "64"]
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command, cwd=study, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+    def listen() -> None:
+        signal.signal(stop, signal.SIG_DFL)  # of a shell's job in the background, children do not hear SIGINT
+
+    process = subprocess.Popen(
+        command, cwd=study, stdout=pipe, stderr=pipe, text=True, start_new_session=True, preexec_fn=listen
+    )
     while not list(study.glob("cache/*/settings.json")) and process.poll() is None:
         time.sleep(0.01)
     os.killpg(process.pid, stop)  # as a terminal or a scheduler does: to all of its processes, while they start
