@@ -34,7 +34,7 @@ def load_models(asked: Sequence[str | Path], device: torch.device, allow_missing
             check_fold(model, file)
             models.append(model)
         except ModelError as error:
-            advice = _fold_advice(file) if (file.parent.parent / PLAN).exists() else ""
+            advice = _fold_advice(file.parent, "--overwrite ") if (file.parent.parent / PLAN).exists() else ""
             if not allow_missing or len(files) == 1:
                 raise ModelError(f"{error}{advice}") from error
             say(f"note: answering without a model: {error}")
@@ -81,12 +81,12 @@ def _same(model: Model, other: Model) -> bool:
     return mine.keys() == its.keys() and all(torch.equal(mine[name], its[name]) for name in mine)
 
 
-def _fold_advice(file: Path) -> str:
-    """What to do about a fold, beside what is wrong with it."""
-    number = file.parent.name.rpartition("-")[2]
+def _fold_advice(fold: Path, replacing: str = "") -> str:
+    """What to do about a fold, beside what is wrong with it; ``replacing`` is the option that replaces what is there."""
+    number = fold.name.rpartition("-")[2]
     return (
-        f". Train this fold again as the others were ({file.parent.parent / PLAN} has their settings) with --fold {number} "
-        "--overwrite, or say --allow-missing to answer without it"
+        f". Train this fold again as the others were ({fold.parent / PLAN} has their settings) with {replacing}--fold {number}, "
+        "or say --allow-missing to answer without it"
     )
 
 
@@ -134,8 +134,7 @@ def _kept(folder: Path, allow_missing: bool) -> list[Path]:
     missing = [fold for plan in sorted(folder.rglob(PLAN)) for fold in _missing(plan)]
     for fold in missing:
         if not allow_missing:
-            advice = _fold_advice(fold / FINISHED).replace(" --overwrite", "")
-            raise ModelError(f"{fold}: this fold is missing or not trained to its end{advice}")
+            raise ModelError(f"{fold}: this fold is missing or not trained to its end{_fold_advice(fold)}")
         say(f"note: answering without {fold}, which is missing or not trained to its end")
     files = sorted(file for file in folder.rglob("*.safetensors") if file.name in KEPT)
     return [file for file in files if file.parent not in missing]

@@ -83,9 +83,9 @@ def _train_fold(
 ) -> Run:
     """Train one fold; a run of it that was stopped begins anew."""
     say(f"fold {number} of 0 to {folds.count - 1}")
-    for name in (FINISHED, OUT_OF_FOLD):  # scores of the fold that was there before
-        (folder / name).unlink(missing_ok=True)
     overwrite = overwrite or not _is_finished(folder, number)
+    for name in (FINISHED, OUT_OF_FOLD) if overwrite else ():  # scores of the fold that was there before
+        (folder / name).unlink(missing_ok=True)
     about = {"fold": number, "folds": folds.count}
     return train_split(
         study, folds.split(number), settings, machine, cache, fold_folder(folder, number), overwrite, about

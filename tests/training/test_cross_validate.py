@@ -212,6 +212,14 @@ def test_scores_of_a_fold_that_is_trained_again_do_not_stay(
     assert not (folder / "metrics.json").exists() and not (folder / "out-of-fold.csv").exists()
 
 
+def test_a_fold_that_is_refused_to_be_trained_again_keeps_the_scores(labelled: Study, tmp_path: Path):
+    folder = validated(labelled, tmp_path)
+    before = [(folder / name).read_bytes() for name in ("metrics.json", "out-of-fold.csv")]
+    with pytest.raises(SettingError, match="holds a run already"):
+        validated(labelled, tmp_path, fold=0)
+    assert [(folder / name).read_bytes() for name in ("metrics.json", "out-of-fold.csv")] == before
+
+
 def test_a_run_does_not_take_the_place_of_a_fold(labelled: Study, tmp_path: Path):
     folder = validated(labelled, tmp_path, fold=0)
     with pytest.raises(SettingError, match="lies in a cross-validation's folder"):
