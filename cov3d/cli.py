@@ -33,7 +33,7 @@ from cov3d.config import (
 from cov3d.console import complain, printable, say, set_quiet, show
 from cov3d.errors import Cov3dError
 from cov3d.options import expand
-from cov3d.runs import MOST_FOLDS
+from cov3d.runs import MOST_FOLDS, PRETRAINED
 
 DONE, FAILED, SOME_SCANS_FAILED, STOPPED = 0, 1, 3, 75
 LONGEST_TEXT = 120  # characters of a name or text that is not ours, in an error
@@ -282,7 +282,7 @@ def pretrain(
     from cov3d.training.pictures import pretrain_pictures
     from cov3d.training.pretrain import pretrain
 
-    output = output_dir or Path("pretrained") / method
+    output = output_dir or PRETRAINED / method
     check_said(method, preprocessing, augmentation, reading, pictures)
     if method == "imagenet":
         pretraining.check_used(method)

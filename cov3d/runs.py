@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+PRETRAINED = Path("pretrained")  # beside outputs/, where infer looks for models that answer
+
 CONFIG = "config.json"
 ANSWERING = ("presence.safetensors", "severity.safetensors")
 KEPT = (*ANSWERING, "masks.safetensors")

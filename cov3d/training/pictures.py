@@ -29,7 +29,7 @@ from cov3d.nets.flat import build_flat
 from cov3d.nets.inputs import pick_device
 from cov3d.nets.model import plain
 from cov3d.nets.weights import check_finite
-from cov3d.runs import FINISHED, FLAT_WEIGHTS, STATE
+from cov3d.runs import FINISHED, FLAT_WEIGHTS, PRETRAINED, STATE
 from cov3d.tables import write_table
 from cov3d.training.curves import draw_curves
 from cov3d.training.description import command, versions
@@ -53,7 +53,7 @@ def pretrain_pictures(
     training: Training | None = None,
     net: NetSettings | None = None,
     machine: Machine | None = None,
-    output_dir: str | Path = "pretrained/imagenet",
+    output_dir: str | Path = PRETRAINED / "imagenet",
     overwrite: bool = False,
     resume: bool = False,
 ) -> Run:

@@ -17,6 +17,7 @@ from cov3d.nets.build import CLASSES, MASKS, Heads
 from cov3d.nets.inputs import pick_device
 from cov3d.nets.model import Model
 from cov3d.recipes import METHODS
+from cov3d.runs import PRETRAINED
 from cov3d.scans.cache import Cache, fill_masks
 from cov3d.scans.mask import EMPTY, TOO_SMALL
 from cov3d.scans.study import TEST, Row, Study
@@ -31,7 +32,6 @@ from cov3d.training.pseudo import load_teacher, pseudo_masks
 from cov3d.training.split import Split, split_any
 from cov3d.training.train import Run, check_run_folder, fill_caches, prepare_study, start_network
 
-PRETRAINED = Path("pretrained")  # beside outputs/, where infer looks for models that answer
 HELD_OUT = {"segmentation": 0.15, "segmia": 0.15, "multitask": 0.3}  # where a study has no validation scans of its own
 OUTCOMES = {0: 1, 1: len(SEVERITY)}  # a study that knows but an outcome: none is learnt as mild, one as critical
 
