@@ -131,8 +131,9 @@ class BothJudge(Judge):
         self.classes.see(answers[0], batch)
         self.masks.see(answers, batch)
 
-    def evidence(self) -> Tensor:
-        return self.classes.evidence()
+    def evidence(self) -> tuple[Any, Tensor]:
+        """Of both."""
+        return self.classes.evidence(), self.masks.evidence()
 
     def scores(self) -> Scores:
         masks = self.masks.scores()
@@ -146,5 +147,8 @@ class BothJudge(Judge):
         auc = scores["severity"].get("auc")
         return (-1.0, 0.0) if auc is None else (auc, -scores["severity"]["log_loss"])
 
-    def write(self, folder: Path, evidence: dict[str, Tensor]) -> None:
-        self.classes.write(folder, evidence)
+    def write(self, folder: Path, evidence: dict[str, tuple[Any, Tensor]]) -> None:
+        """Write what each writes of the one epoch that is kept for both."""
+        answers, masks = evidence["severity"]
+        self.classes.write(folder, {"severity": answers})
+        self.masks.write(folder, {"masks": masks})

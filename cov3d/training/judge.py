@@ -61,16 +61,16 @@ class Judge(ABC):
         """How good an epoch is for what a model is kept for; more is better."""
 
     @abstractmethod
-    def evidence(self) -> Tensor:
-        """What was seen, to be written if the epoch is kept."""
+    def evidence(self) -> Any:
+        """What was seen, in tensors, to be written if the epoch is kept."""
 
     def number(self, scored: str, found: dict[str, Any]) -> float | None:
         """The number that people look at."""
         return found.get(self.measures[scored].key)
 
     @abstractmethod
-    def write(self, folder: Path, evidence: dict[str, Tensor]) -> None:
-        """Write what the kept epochs answered into the run's folder."""
+    def write(self, folder: Path, evidence: dict[str, Any]) -> None:
+        """Write what the kept epochs answered into the run's folder, by what they are kept for."""
 
 
 class ClassJudge(Judge):

@@ -82,6 +82,12 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def pooled_dice(overlaps: list[dict[str, str]]) -> float:
+    """Dice of all voxels together, from each scan's."""
+    either = [int(line["called_voxels"]) + int(line["true_voxels"]) for line in overlaps]
+    return sum(n * float(line["dice"] or 0) for n, line in zip(either, overlaps, strict=True)) / sum(either)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_each_way_ends_in_weights_that_a_training_begins_with(
     drawn: Study, root: Path, teacher: Path, tmp_path: Path, method: str
@@ -95,6 +101,8 @@ def test_each_way_ends_in_weights_that_a_training_begins_with(
     metrics = json.loads((folder / "metrics.json").read_text())
     assert set(metrics) == {kept, "chosen", "note"} and metrics[kept]["epoch"] in (1, 2)
     assert {"masks_dice", "masks_iou"} <= set(table(folder / "history.csv")[0])
+    found = metrics[kept] if kept == "masks" else metrics[kept]["masks"]
+    assert pooled_dice(table(folder / "overlaps.csv")) == pytest.approx(found["dice"])
     begun = replace(SETTINGS, training=replace(SETTINGS.training, weights=str(model.source), epochs=1))
     train(drawn, begun, ONE, root / "cache", tmp_path / "run")
 
