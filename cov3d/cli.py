@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from cov3d.console import complain, printable, say, set_quiet, show
 from cov3d.errors import Cov3dError
 from cov3d.options import expand
 from cov3d.runs import MOST_FOLDS, PRETRAINED
+from cov3d.stopping import interruptible
 
 DONE, FAILED, SOME_SCANS_FAILED, STOPPED = 0, 1, 3, 75
 LONGEST_TEXT = 120  # characters of a name or text that is not ours, in an error
@@ -80,8 +80,8 @@ def _guarded(run: Callable[..., int | None], stopped: str) -> Callable[..., None
         set_quiet(values["quiet"])
         try:
             code = run(**values) or DONE
-        except KeyboardInterrupt:
-            complain(f"stopped; {stopped}")
+        except KeyboardInterrupt as stop:
+            complain(f"stopped by {stop or 'Ctrl-C'}; {stopped}")
             code = STOPPED
         except BrokenPipeError:  # whoever read our results has heard enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -399,5 +399,5 @@ def _list_failures(failures: dict[str, str], of: int | None = None) -> int:
 def main() -> None:
     """Run the command line."""
     warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)  # fastai's, at import
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is an orderly one, as Ctrl-C is
-    app()
+    with interruptible():  # a scheduler's stop is an orderly one, as Ctrl-C is
+        app()

@@ -202,7 +202,7 @@ def test_debug_shows_the_traceback_and_quiet_says_nothing(tmp_path: Path):
     assert cov3d("preprocess", study, "--width", 32, "--quiet", cwd=tmp_path).stderr == ""
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_stopped_preprocess_says_so_in_a_sentence_and_goes_on_when_run_again(tmp_path: Path, stop: signal.Signals):
     study = make_study(tmp_path / "study", per_class=40)
     command = [sys.executable, "-m", "cov3d", "preprocess", "--width", "64"]
@@ -219,7 +219,7 @@ def test_a_stopped_preprocess_says_so_in_a_sentence_and_goes_on_when_run_again(t
     os.killpg(process.pid, stop)  # as a terminal or a scheduler does: to all of its processes, while they start
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert errors == "stopped; run the same command again: what is made is kept\n"
+    assert errors == f"stopped by {stop.name}; run the same command again: what is made is kept\n"
     assert "160 asked" in cov3d("preprocess", "--width", 64, cwd=study).stdout
 
 

@@ -25,9 +25,9 @@ from typing import Any
 
 from cov3d.errors import Cov3dError, ScanError
 from cov3d.scans.boundary import unheard
+from cov3d.stopping import HEARD
 
 Job = dict[str, Any]
-STOPS = (signal.SIGINT, signal.SIGTERM)
 Task = Callable[[Job], tuple[dict[str, Any], Sequence[bytes]]]
 
 
@@ -168,7 +168,7 @@ def _own_main() -> Iterator[None]:
     if hasattr(signal, "pthread_sigmask"):
         resource_tracker.ensure_running()  # its start unblocks signals, so it comes first
     main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS) if hasattr(signal, "pthread_sigmask") else None
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD) if hasattr(signal, "pthread_sigmask") else None
     try:
         yield
     finally:
@@ -181,7 +181,7 @@ def _serve(connection: Connection, task: Task) -> None:
     """A worker's life: take a job, answer, until the parent is gone."""
     from threadpoolctl import threadpool_limits
 
-    for stop in STOPS:
+    for stop in HEARD:
         signal.signal(stop, signal.SIG_IGN)  # the parent's to answer: when it goes, its end of the pipe closes
     with unheard(), threadpool_limits(1):  # a thread a core in every worker would make them wait for each other
         while True:

@@ -1,0 +1,85 @@
+"""Signals that ask for an end: Ctrl-C, a scheduler's SIGTERM, and those that Slurm sends before it.
+
+Most work may be left anywhere, since files appear whole or not at all: there a signal is an exception. A training is left
+between two steps only: there it is a flag.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from cov3d.errors import Cov3dError
+
+HEARD = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal that ended the work where it was; its text is the signal's name."""
+
+
+class Stopped(Cov3dError):
+    """A work that was asked to end, and ended with all that it had done on the disk."""
+
+    exit_code = 75
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Any of the signals raises :class:`Interrupted` where the work is; one that was ignored stays so."""
+    with _handled(_interrupt):
+        yield
+
+
+class Asked:
+    """Whether the work is asked to end: by a signal, or because its time is up."""
+
+    def __init__(self, hours: float | None = None) -> None:
+        self.reason = ""
+        self.end = None if hours is None else time.monotonic() + hours * 3600
+        self.hours = hours
+
+    def __bool__(self) -> bool:
+        if not self.reason and self.end is not None and time.monotonic() > self.end:
+            self.reason = f"--max-hours {self.hours:g}"
+        return bool(self.reason)
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """Remember a signal; a second Ctrl-C ends the work at once."""
+        if self.reason and number == signal.SIGINT:
+            _interrupt(number, frame)
+        self.reason = signal.Signals(number).name
+
+
+@contextmanager
+def asked_to_stop(hours: float | None = None) -> Iterator[Asked]:
+    """Something that is true from the moment at which the work is asked to end, or has taken so many hours."""
+    asked = Asked(hours)
+    with _handled(asked.hear):
+        yield asked
+
+
+@contextmanager
+def _handled(handler: Any) -> Iterator[None]:
+    """Let ``handler`` hear the signals; outside the main thread nobody can, and nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in HEARD}
+    heard = [number for number, old in before.items() if old not in (signal.SIG_IGN, None)]
+    for number in heard:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(signal.Signals(number).name)

@@ -1,0 +1,71 @@
+"""Signals that ask for an end: an exception where work may be left, a flag where it may not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from cov3d.stopping import HEARD, Interrupted, asked_to_stop, interruptible
+
+
+@pytest.fixture(autouse=True)
+def _listening():
+    """A shell's background job does not hear SIGINT; here it does."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in HEARD}
+    yield
+    for number, old in before.items():
+        signal.signal(number, old)
+
+
+def raise_signal(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(0.05)  # handlers run between two bytecodes
+
+
+@pytest.mark.parametrize("number", HEARD)
+def test_work_that_may_be_left_is_left_at_once(number: signal.Signals):
+    with pytest.raises(Interrupted, match=number.name), interruptible():
+        raise_signal(number)
+
+
+@pytest.mark.parametrize("number", HEARD)
+def test_work_that_may_not_be_left_is_asked_and_who_heard_before_hears_again(number: signal.Signals):
+    with interruptible():
+        with asked_to_stop() as asked:
+            assert not asked
+            raise_signal(number)
+            assert asked and asked.reason == number.name
+        with pytest.raises(Interrupted):
+            raise_signal(number)
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    with asked_to_stop() as asked:
+        raise_signal(signal.SIGINT)
+        assert asked
+        with pytest.raises(Interrupted):
+            raise_signal(signal.SIGINT)
+
+
+def test_a_scheduler_that_repeats_itself_is_heard_once():
+    with asked_to_stop() as asked:
+        raise_signal(signal.SIGTERM)
+        raise_signal(signal.SIGTERM)
+        assert asked.reason == "SIGTERM"
+
+
+def test_a_signal_that_was_ignored_stays_so():
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    with interruptible(), asked_to_stop() as asked:
+        raise_signal(signal.SIGUSR1)
+        assert not asked
+
+
+def test_time_that_is_up_is_a_reason():
+    with asked_to_stop(hours=0.02 / 3600) as asked:
+        assert not asked
+        time.sleep(0.03)
+        assert asked and asked.reason.startswith("--max-hours")
