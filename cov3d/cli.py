@@ -26,6 +26,7 @@ from cov3d.config import (
     Pretraining,
     Reading,
     RunSettings,
+    Saving,
     Training,
     check_said,
 )
@@ -33,7 +34,8 @@ from cov3d.console import complain, printable, say, set_quiet, show
 from cov3d.errors import Cov3dError
 from cov3d.options import expand
 from cov3d.runs import MOST_FOLDS, PRETRAINED
-from cov3d.stopping import interruptible
+from cov3d.shards import Shard, find_shard
+from cov3d.stopping import Stopped, interruptible
 
 DONE, FAILED, SOME_SCANS_FAILED, STOPPED = 0, 1, 3, 75
 LONGEST_TEXT = 120  # characters of a name or text that is not ours, in an error
@@ -54,7 +56,11 @@ RecipeOption = Annotated[
     str | None, typer.Option(help="Published settings by name ('cov3d recipes'); what you say besides overrides them.")
 ]
 ResumeOption = Annotated[
-    bool, typer.Option("--resume", help="Go on with a run that was stopped, after its last epoch.")
+    bool, typer.Option("--resume", help="Go on with a run that was stopped, where it was saved last.")
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(metavar="I/N", help="This process's share, from 0/N.", show_default="torchrun's or Slurm's environment"),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote.")]
 
@@ -86,6 +92,9 @@ def _guarded(run: Callable[..., int | None], stopped: str) -> Callable[..., None
         except BrokenPipeError:  # whoever read our results has heard enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = DONE
+        except Stopped as stop:
+            complain(str(stop))
+            code = STOPPED
         except Cov3dError as error:
             if values["debug"]:
                 raise
@@ -183,6 +192,25 @@ def check(
     return report.exit_code
 
 
+@command(stopped="nothing was left behind")
+def doctor(
+    messages: Messages,
+    cache: CacheOption = Path("cache"),
+    output_dir: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("outputs"),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:1.")] = Machine.device,
+    as_json: Annotated[bool, typer.Option("--json", help="Print data instead of lines.")] = False,
+) -> int:
+    """Tell whether this machine can do the work: versions, GPU, 3D convolution, memory, disk, limits; what to do if not."""
+    from cov3d.checkup.doctor import doctor
+    from cov3d.checkup.findings import report_json, report_text
+
+    report = doctor(cache, output_dir, Machine(device=device))
+    show(report_json(report) if as_json else report_text(report))
+    if report.sentence:
+        complain(report.sentence)
+    return report.exit_code
+
+
 @command(stopped="run the same command again: what is made is kept")
 def preprocess(
     messages: Messages,
@@ -191,6 +219,10 @@ def preprocess(
     machine: Machine,
     study: StudyArgument = Path(),
     cache: CacheOption = Path("cache"),
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every tensor whole; make again what was cut or changed.")
+    ] = False,
+    shard: ShardOption = None,
 ) -> int:
     """Turn a study's scans into tensors, once; run again, it makes only what is missing or has changed."""
     from cov3d.scans.cache import fill_cache
@@ -200,16 +232,21 @@ def preprocess(
     read = every_series(read_study(study), reading)
     for note in read.warnings:
         say(f"note: {note}")
-    filled = fill_cache(read.rows, preprocessing, cache, machine, reading)
-    kept = len(filled.entries) - filled.made
-    show(f"{filled.folder}: {filled.made} made, {kept} kept, {len(filled.failures)} failed, {len(read.rows)} asked")
-    return _list_failures(filled.failures, of=len(read.rows))
+    share = _share(shard)
+    filled = fill_cache(read.rows, preprocessing, cache, machine, reading, share, verify)
+    kept, asked = len(filled.entries) - filled.made, len(filled.jobs)
+    are = "sound" if verify else "kept"
+    show(f"{filled.folder}: {filled.made} made, {kept} {are}, {len(filled.failures)} failed, {asked} asked")
+    code = _list_failures(filled.failures, of=asked)
+    # torchrun ends all other shares when one ends with another code; failures.csv tells of the scans that failed.
+    return DONE if share.found_in == "torchrun" else code
 
 
-@command(stopped="say --resume to go on after the last whole epoch")
+@command(stopped="say --resume to go on")
 def train(
     messages: Messages,
     settings: RunSettings,
+    saving: Saving,
     machine: Machine,
     study: StudyArgument = Path(),
     recipe: RecipeOption = None,
@@ -225,7 +262,7 @@ def train(
     from cov3d.scans.study import read_study
     from cov3d.training.train import train
 
-    run = train(read_study(study), settings, machine, cache, output_dir, overwrite, all_data, resume)
+    run = train(read_study(study), settings, machine, cache, output_dir, overwrite, all_data, resume, saving)
     show(str(run.folder))
     return _list_failures(run.failures)
 
@@ -234,6 +271,7 @@ def train(
 def cross_validate(
     messages: Messages,
     settings: RunSettings,
+    saving: Saving,
     machine: Machine,
     study: StudyArgument = Path(),
     recipe: RecipeOption = None,
@@ -243,19 +281,20 @@ def cross_validate(
     cache: CacheOption = Path("cache"),
     output_dir: OutputDirOption = None,
     overwrite: OverwriteOption = False,
+    shard: ShardOption = None,
 ) -> int:
     """Train a network for each fold, and score every training scan by the one that has not seen it."""
     from cov3d.scans.study import read_study
     from cov3d.training.cross_validate import cross_validate
 
-    run = cross_validate(
-        read_study(study), settings, machine, folds, fold, cache, output_dir, overwrite, collect_only=collect
-    )
+    share = Shard() if fold is not None or collect else find_shard(shard)
+    read = read_study(study)
+    run = cross_validate(read, settings, machine, folds, fold, cache, output_dir, overwrite, collect, saving, share)
     show(str(run.folder))
     return _list_failures(run.failures)
 
 
-@command(stopped="say --resume to go on after the last whole epoch")
+@command(stopped="say --resume to go on")
 def pretrain(
     messages: Messages,
     pretraining: Pretraining,
@@ -265,6 +304,7 @@ def pretrain(
     augmentation: Augmentation,
     pictures: PictureSettings,
     reading: Reading,
+    saving: Saving,
     machine: Machine,
     study: Annotated[
         Path, typer.Argument(metavar="STUDY", help="The study, or the folder of pictures.", show_default="this folder")
@@ -286,10 +326,11 @@ def pretrain(
     check_said(method, preprocessing, augmentation, reading, pictures)
     if method == "imagenet":
         pretraining.check_used(method)
-        run = pretrain_pictures(study, pictures, training, net, machine, output, overwrite, resume)
+        run = pretrain_pictures(study, pictures, training, net, machine, output, overwrite, resume, saving)
     else:
         settings = RunSettings("severity", preprocessing, net, LossSettings(), training, augmentation, reading)
-        run = pretrain(read_study(study), method, settings, pretraining, machine, cache, output, overwrite, resume)
+        read = read_study(study)
+        run = pretrain(read, method, settings, pretraining, machine, cache, output, overwrite, resume, saving)
     show(str(run.folder))
     return _list_failures(run.failures)
 
@@ -351,18 +392,32 @@ def infer(
     masks: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Also write masks of lesions here, as NIfTI on each scan.")
     ] = None,
+    shard: ShardOption = None,
+    collect: Annotated[bool, typer.Option("--collect", help="Answer nothing; join the parts of the table.")] = False,
     output_csv: Annotated[Path | None, typer.Option(hidden=True)] = None,
     scan: Annotated[list[Path] | None, typer.Option(hidden=True)] = None,
     scan_dir: Annotated[list[Path] | None, typer.Option(hidden=True)] = None,
 ) -> int:
     """Answer how likely COVID-19 is, and how severe, one row for every scan."""
     from cov3d.results.infer import infer, summary
+    from cov3d.results.parts import check_unsaid, part_file
+    from cov3d.results.parts import collect as join
 
     asked = [*(scans or []), *(scan or []), *(scan_dir or [])]
     output = output_csv or output
-    rows = infer(asked, model or [], output, inference, machine, resume, overwrite, submission, reading, masks)
-    show(summary(rows, output))
-    return _list_failures({row.path: row.error for row in rows if row.error}, of=len(rows))
+    share = Shard() if collect else find_shard(shard)
+    if share.found_in:
+        say(f"note: share {share}, found in the environment of {share.found_in}; say --shard 0/1 for all")
+    if collect:
+        check_unsaid({"--model": model, "--shard": shard, "--masks": masks, "--resume": resume}, inference)
+        rows = join(output, asked, overwrite, submission, reading)
+    else:
+        models = model or []
+        rows = infer(asked, models, output, inference, machine, resume, overwrite, submission, reading, masks, share)
+    show(summary(rows, part_file(output, share)))
+    code = _list_failures({row.path: row.error for row in rows if row.error}, of=len(rows))
+    # torchrun ends all other shares when one ends with another code; --collect tells of the scans that failed.
+    return DONE if share.found_in == "torchrun" else code
 
 
 def _evaluate(
@@ -385,6 +440,14 @@ def _evaluate(
 
 command("evaluate", stopped="nothing was written")(_evaluate)
 command("validate", hidden=True)(_evaluate)  # FastApp's name for it
+
+
+def _share(said: str | None) -> Shard:
+    """The share of the work that is this process's; told, if nobody said it."""
+    share = find_shard(said)
+    if share.found_in:
+        say(f"note: share {share}, found in the environment of {share.found_in}; say --shard 0/1 for all")
+    return share
 
 
 def _list_failures(failures: dict[str, str], of: int | None = None) -> int:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,14 +16,34 @@ from typing import Any, BinaryIO
 
 from cov3d.errors import Cov3dError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 TEMPORARY_PREFIX = ".tmp-"
+TRIES = 3
+OLD = 3600.0  # seconds after which a temporary file is nobody's, where locks cannot tell
+ALMOST_NOTHING = 2**20  # bytes free on a disk that is full
+
+FULL = "the disk is full: free some space and run the same command again"
+OTHERWISE = "choose a folder you may write to"
+GONE = "the drive does not answer: when it is there again, run the same command again"
+ADVICE = {
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: "your share of the disk is used up: free some space and run the same command again",
+    errno.EROFS: "nothing can be written to this drive; choose another folder",
+    errno.EMFILE: "too many files are open: raise the limit ('ulimit -n 4096') and run the same command again",
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT), GONE),
+}
 
 
 def commit(path: str | Path, write: Callable[[BinaryIO], Any]) -> Path:
     """Write a file whole or not at all.
 
     ``write`` gets a binary file object. The bytes go to a temporary file in the same folder, are flushed to the disk
-    and only then take the name ``path``; whoever reads it sees the old file or the new one, never a part.
+    and only then take the name ``path``; whoever reads it sees the old file or the new one, never a part. Until then the
+    temporary file is locked, so that :func:`sweep` can tell it from what a killed process left.
 
     Raises:
         Cov3dError: the folder cannot be made or written, or the disk is full.
@@ -27,19 +51,11 @@ def commit(path: str | Path, write: Callable[[BinaryIO], Any]) -> Path:
     path = Path(path)
     with advice_on_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).chmod(0o666 & ~_umask())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
-    return path
+        for _ in range(TRIES):
+            if _written(path, write):
+                _sync_folder(path.parent)
+                return path
+        raise FileNotFoundError(errno.ENOENT, "somebody removes temporary files")
 
 
 def commit_text(path: str | Path, text: str) -> Path:
@@ -58,26 +74,121 @@ def commit_json(path: str | Path, content: Any) -> Path:
     return commit_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def sweep(folder: str | Path) -> None:
+    """Remove what killed processes left half-written in a folder; what a living one writes is locked and stays."""
+    for leftover in Path(folder).glob(f"{TEMPORARY_PREFIX}*"):
+        with contextlib.suppress(OSError):  # what cannot be removed is in nobody's way
+            _remove_if_dead(leftover)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Be the only process that does something about an existing file; where locks are not supported, just do it."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR)  # network drives lock only what may be written
+            stack.callback(os.close, descriptor)
+            _lock(descriptor)
+        yield
+
+
 @contextmanager
 def advice_on_disk_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write ``path`` into sentences."""
     try:
         yield
-    except OSError as error:
-        raise Cov3dError(f"cannot write {path}: {error.strerror or error}; choose a folder you may write to") from error
-    except RuntimeError as error:  # torch.save hides a full disk as the context of a RuntimeError
-        if isinstance(error.__context__, OSError):
-            raise Cov3dError(f"cannot write {path}: {error.__context__.strerror}") from error
-        raise
+    except (OSError, RuntimeError) as error:
+        refusal = _refusal(error, path.parent)
+        if refusal is None:
+            raise
+        raise Cov3dError(f"cannot write {path}: {refusal}") from error
 
 
 def check_writable(folder: str | Path) -> Path:
     """Make ``folder`` and write a probe into it, so that a refusal comes before hours of work and not after."""
     folder = Path(folder)
     probe = folder / f"{TEMPORARY_PREFIX}probe-{os.getpid()}"
-    commit(probe, lambda file: file.write(b"\0"))
-    probe.unlink(missing_ok=True)
+    try:
+        commit(probe, lambda file: file.write(b"\0"))
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
     return folder
+
+
+def _written(path: Path, write: Callable[[BinaryIO], Any]) -> bool:
+    """Write a file by way of a temporary one; False if somebody's sweep took that.
+
+    It may come before the lock, or from another machine where a drive does not carry locks from one to the other.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            with contextlib.suppress(OSError):  # not every network drive knows locks
+                _lock(descriptor)
+            write(file)
+            file.flush()
+            os.fsync(descriptor)
+            if os.name == "nt":  # Windows renames no open file
+                file.close()
+            try:
+                temporary.chmod(0o666 & ~_umask())
+                temporary.replace(path)
+            except FileNotFoundError:
+                return False
+    except BaseException:
+        with contextlib.suppress(OSError):  # of a drive that is gone; what happened before is to be told
+            temporary.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def _remove_if_dead(leftover: Path) -> None:
+    """Remove a temporary file that nobody holds a lock on; judged by its age where locks are not supported."""
+    descriptor = os.open(leftover, os.O_RDWR)
+    try:
+        dead = _lock(descriptor, wait=False)  # whoever wrote it is gone, so that nobody can give it a name any more
+    except BlockingIOError:
+        return
+    except OSError:
+        dead = False
+    finally:
+        os.close(descriptor)
+    if dead or time.time() - leftover.stat().st_mtime > OLD:
+        leftover.unlink(missing_ok=True)
+
+
+def _lock(descriptor: int, wait: bool = True) -> bool:
+    """Take the lock on a file, which the system gives back when it is closed or its process dies; whether it was taken.
+
+    Raises:
+        OSError: the drive does not know locks, or somebody else has it and nobody waits.
+    """
+    if fcntl is not None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return fcntl is not None
+
+
+def _refusal(error: BaseException, folder: Path) -> str | None:
+    """What the operating system refuses and what to do about it; None if it is not the system that complains."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(
+        cause, OSError
+    ):  # torch.save hides a full disk in a RuntimeError's context
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None and cause.errno is not None:
+        return f"{cause.strerror}; {ADVICE.get(cause.errno, OTHERWISE)}"
+    if _is_full(folder):  # some libraries only count the bytes that were taken
+        return FULL
+    return None if cause is None else f"{cause}; {OTHERWISE}"
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < ALMOST_NOTHING
+    except OSError:
+        return False
 
 
 def _umask() -> int:

@@ -67,29 +67,29 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 
 
 @contextmanager
-def progress(total: int, verb: str) -> Iterator[Callable[[str], None]]:
-    """Show how far a long work is: a bar on a terminal, else a line every so often.
+def progress(total: int, verb: str, done: int = 0) -> Iterator[Callable[[str], None]]:
+    """Show how far a long work is, of which ``done`` is done already: a bar on a terminal, else a line every so often.
 
     Yields a function to call after each item with what is to be said beside the count.
     """
     if _quiet or total == 0:
         yield _silent
     elif sys.stderr.isatty():
-        with _bar(total, verb) as step:
+        with _bar(total, verb, done) as step:
             yield step
     else:
-        yield _lines(total, verb)
+        yield _lines(total, verb, done)
 
 
 @contextmanager
-def _bar(total: int, verb: str) -> Iterator[Callable[[str], None]]:
+def _bar(total: int, verb: str, done: int) -> Iterator[Callable[[str], None]]:
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[text]}"), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(escape(verb), total=total, text="")
+        task = bar.add_task(escape(verb), total=total, completed=done, text="")
 
         def step(text: str = "") -> None:
             bar.update(task, advance=1, text=escape(printable(text)))
@@ -101,9 +101,8 @@ def _silent(text: str = "") -> None:
     pass
 
 
-def _lines(total: int, verb: str) -> Callable[[str], None]:
+def _lines(total: int, verb: str, done: int) -> Callable[[str], None]:
     begin = last = time.monotonic()
-    done = 0
 
     def step(text: str = "") -> None:
         nonlocal done, last

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cov3d.commit import as_written
 from cov3d.console import natural
 from cov3d.errors import StudyError
 from cov3d.labels import PRESENCE, SEVERITY
@@ -50,6 +51,7 @@ class Prediction:
     error: str = ""
     lesion_percent: float | None = None
     lesion_ml: float | None = None
+    called: str = ""  # the severity that a table names: rounded probabilities may have become alike
 
     @property
     def answered(self) -> bool:
@@ -73,7 +75,7 @@ class Prediction:
             row.update(
                 presence=PRESENCE[self.covid >= self.threshold],
                 covid_probability=_number(self.covid, 6),
-                severity=SEVERITY[likeliest],
+                severity=self.called or SEVERITY[likeliest],
                 **{name: _number(p, 6) for name, p in zip(SEVERITY, self.severity, strict=True)},
             )
         return row
@@ -85,8 +87,17 @@ def _number(value: float | None, decimals: int) -> str:
 
 def write_predictions(path: str | Path, predictions: Sequence[Prediction], columns: Sequence[str] = COLUMNS) -> Path:
     """Write the table, in natural order: scan 2 before scan 10."""
-    ordered = sorted(predictions, key=lambda prediction: natural(prediction.path or prediction.scan))
-    return write_table(path, columns, [prediction.cells() for prediction in ordered])
+    return write_table(path, columns, [prediction.cells() for prediction in in_order(predictions)])
+
+
+def in_order(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """In natural order; paths that it takes for one (``ct_1``, ``ct_01``) in that of text, whoever answered first."""
+
+    def key(row: Prediction) -> tuple[list[tuple[int, int, str]], str]:
+        path = as_written(row.path or row.scan).strip()  # as it will be read
+        return natural(path), path
+
+    return sorted(predictions, key=key)
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:
@@ -122,7 +133,10 @@ def _prediction(path: str | Path, number: int, line: dict[str, str]) -> Predicti
         return Prediction(**about)
     # What was called stays called: the threshold is not in the table, but its verdict is.
     threshold = 0.5 if not line.get("presence") else covid if line["presence"] == PRESENCE[1] else covid + 1
-    return Prediction(covid=covid, severity=severity, threshold=threshold, **about)
+    called = line.get("severity", "")
+    return Prediction(
+        covid=covid, severity=severity, threshold=threshold, called=called if called in SEVERITY else "", **about
+    )
 
 
 def _probabilities(line: dict[str, str]) -> tuple[float | None, tuple[float, ...]]:

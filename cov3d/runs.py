@@ -12,6 +12,7 @@ KEPT = (*ANSWERING, "masks.safetensors")
 FINISHED = "metrics.json"  # the last thing that a run writes
 PREDICTIONS = "predictions.csv"
 STATE = "state.pt"  # what a stopped run goes on with
+STATE_BEFORE = "state-before.pt"  # what was saved before it
 FLAT_WEIGHTS = "weights.safetensors"  # of a 2D network
 OVERLAPS = "overlaps.csv"  # of masks
 RUN_FILES = (
@@ -21,6 +22,7 @@ RUN_FILES = (
     "last.safetensors",
     FLAT_WEIGHTS,
     STATE,
+    STATE_BEFORE,
     OVERLAPS,
     PREDICTIONS,
     FINISHED,
@@ -36,3 +38,10 @@ MOST_FOLDS = 100
 def fold_folder(folder: Path, number: int) -> Path:
     """The run of a cross-validation's fold."""
     return folder / f"fold-{number}"
+
+
+def clear_run(folder: Path) -> None:
+    """Take an earlier run away, but for the state: a run that has saved one within its first epoch may still need it."""
+    for name in RUN_FILES:
+        if name not in (STATE, STATE_BEFORE):
+            (folder / name).unlink(missing_ok=True)

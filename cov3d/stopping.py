@@ -39,14 +39,12 @@ def interruptible() -> Iterator[None]:
 class Asked:
     """Whether the work is asked to end: by a signal, or because its time is up."""
 
-    def __init__(self, hours: float | None = None) -> None:
-        self.reason = ""
-        self.end = None if hours is None else time.monotonic() + hours * 3600
-        self.hours = hours
+    def __init__(self, end: float | None = None, late: str = "its time") -> None:
+        self.reason, self.end, self.late = "", end, late
 
     def __bool__(self) -> bool:
         if not self.reason and self.end is not None and time.monotonic() > self.end:
-            self.reason = f"--max-hours {self.hours:g}"
+            self.reason = self.late
         return bool(self.reason)
 
     def hear(self, number: int, frame: FrameType | None) -> None:
@@ -57,9 +55,12 @@ class Asked:
 
 
 @contextmanager
-def asked_to_stop(hours: float | None = None) -> Iterator[Asked]:
-    """Something that is true from the moment at which the work is asked to end, or has taken so many hours."""
-    asked = Asked(hours)
+def asked_to_stop(end: float | None = None, late: str = "its time") -> Iterator[Asked]:
+    """Something that is true from the moment at which the work is asked to end, or the monotonic clock is past ``end``.
+
+    Its ``reason`` says by what: a signal's name, or ``late``.
+    """
+    asked = Asked(end, late)
     with _handled(asked.hear):
         yield asked
 
@@ -83,3 +84,9 @@ def _handled(handler: Any) -> Iterator[None]:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise Interrupted(signal.Signals(number).name)
+
+
+def ignore_stops(*_: object) -> None:
+    """Let a worker process be deaf to the signals: its parent answers them, and the worker ends when that does."""
+    for number in HEARD:
+        signal.signal(number, signal.SIG_IGN)

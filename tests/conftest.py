@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores; before torch and numpy are imported
@@ -12,7 +14,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cov3d.stopping import HEARD
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """The signals that ask for an end are heard; a shell's background job is deaf to some of them."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in HEARD}
+    yield
+    for number, old in before.items():
+        signal.signal(number, old)
 
 
 @pytest.fixture

@@ -30,4 +30,13 @@ def work(job):
         os.kill(os.getpid(), signal.SIGKILL)
     if job["do"] == "hang":
         time.sleep(60)
+    if job["do"] == "spin":  # as a library does that is stuck
+        Path(job["mark"], str(os.getpid())).touch()
+        while True:
+            pass
     return {"n": job["n"]}, [bytes([job["n"]]) * 300_000]
+
+
+def pid(job):
+    """Who works."""
+    return {"pid": os.getpid()}, []

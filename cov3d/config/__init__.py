@@ -13,6 +13,7 @@ from cov3d.config.pictures import PictureSettings
 from cov3d.config.pretraining import Method, Pretraining, check_said
 from cov3d.config.reading import Preprocessing, Reading
 from cov3d.config.run import RunSettings, check_task
+from cov3d.config.saving import Saving
 from cov3d.config.training import Training
 from cov3d.labels import Task
 
@@ -38,6 +39,7 @@ __all__ = [
     "Pretraining",
     "Reading",
     "RunSettings",
+    "Saving",
     "Task",
     "Training",
     "check_said",

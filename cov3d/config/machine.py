@@ -32,7 +32,10 @@ class Machine:
 
     device: str = option("auto", "auto, cpu, cuda, or cuda:1.")
     workers: int | None = option(
-        None, "Processes that read scans; if not said, one a core, and one beside a network on a CPU.", min=1, max=256
+        None,
+        "Processes that read scans; if not said, one a core as far as memory allows, one beside a network on a CPU.",
+        min=1,
+        max=256,
     )
     timeout: float = option(600.0, "Seconds after which a scan is given up.", min=1.0)
 

@@ -58,6 +58,16 @@ class Training:
     keep: Literal["auto", "best", "last"] = option(
         "auto", "Which epoch is kept: the best on validation scans (train), or the last (cross-validate, --all-data)."
     )
+    skip_nan: bool = option(
+        False,
+        "Leave steps out whose loss or gradients are no numbers, and say so, instead of ending.",
+        flag="--skip-nan",
+    )
+    sync_batchnorm: bool = option(
+        False,
+        "Under torchrun, normalise by the whole batch and not by each process's share of it.",
+        flag="--sync-batchnorm",
+    )
     seed: int = option(0, "Seed of everything that is drawn.", min=0)
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from cov3d.errors import Cov3dError, StudyError
 from cov3d.labels import PRESENCE, SEVERITY, UNKNOWN
 from cov3d.metrics import chance, interval, score_presence, score_severity
 from cov3d.predictions import Prediction, read_predictions
-from cov3d.results.journal import learnt_wholly, place
+from cov3d.results.provenance import learnt_wholly, place
 from cov3d.runs import OUT_OF_FOLD, PLAN
 from cov3d.scans.dicom_files import ADDRESS
 from cov3d.scans.read import is_dicom_scan

@@ -10,6 +10,8 @@ from cov3d.labels import PRESENCE, SEVERITY
 from cov3d.predictions import Prediction
 from cov3d.tables import write_names
 
+NO_CLASSES = "--submission lists presence and severity, and none of the models answers them"
+
 
 def write_submission(folder: str | Path, rows: Sequence[Prediction]) -> list[Path]:
     """Write ``covid.csv``, ``non-covid.csv``, ``mild.csv``, … : names one a line, sorted by number, no header.

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cov3d.commit import TEMPORARY_PREFIX, check_writable, commit_json
+from cov3d.commit import check_writable, sweep
 from cov3d.config import Machine, Preprocessing, Reading, recorded
-from cov3d.console import natural, progress, say
+from cov3d.console import say
 from cov3d.errors import Cov3dError, ScanError, SettingError
 from cov3d.scans.dicom_files import split_address
 from cov3d.scans.entry import (
@@ -32,19 +31,18 @@ from cov3d.scans.entry import (
     keep_entry,
     make_entry,
     mask_job,
-    read_entry,
     read_tensor,
     renewed_entry,
 )
+from cov3d.scans.filling import fill
+from cov3d.scans.lists import write_settings
 from cov3d.scans.mask import parse_labels
 from cov3d.scans.study import Row
-from cov3d.scans.workers import Job, each
-from cov3d.tables import write_table
+from cov3d.scans.workers import Job
+from cov3d.shards import Shard
 
 # Raise it when the same scan, or its mask, and settings give other voxels than before.
 CACHE_VERSION = 2
-MANIFEST = ("scan", "source", "fingerprint", "file", "sha256", "slices", "spacing", "warnings", "seconds")
-FAILURES = ("scan", "stage", "file", "message")
 
 
 @dataclass(frozen=True)
@@ -123,11 +121,14 @@ def fill_cache(
     root: str | Path = "cache",
     machine: Machine | None = None,
     reading: Reading | None = None,
+    shard: Shard | None = None,
+    verify: bool = False,
 ) -> Cache:
     """Make what the cache lacks, in worker processes, and list what cannot be made.
 
-    A scan is made again when its files have changed; a scan that failed, or has a flaw that is not forgiven any more, is
-    tried again.
+    A scan is made again when its files have changed, or its tensor's size; a scan that failed, or has a flaw that is not
+    forgiven any more, is tried again. With ``verify`` every tensor is read, and made again if it is not what was written. Of
+    the rows only the ``shard`` is made, verified and returned. Several runs may fill one cache at the same time.
 
     Raises:
         Cov3dError: the cache cannot be written.
@@ -135,9 +136,11 @@ def fill_cache(
     """
     reading = reading or Reading()
     folder = cache_folder(Path(root), settings, reading)
-    jobs = {row.scan: entry_job(row.scan, row.path, folder, settings, reading) for row in rows}
+    every = {row.scan: entry_job(row.scan, row.path, folder, settings, reading) for row in rows}
     _open(folder, rows, Path(root), _described(settings, reading))
-    return _fill(folder, jobs, machine or Machine(), "preprocess")
+    jobs = {scan: every[scan] for scan in (shard or Shard()).of(list(every))}
+    others = {scan: job for scan, job in every.items() if scan not in jobs}
+    return Cache(folder, *fill(folder, "preprocess", jobs, machine or Machine(), others, verify), jobs)
 
 
 def fill_masks(
@@ -167,7 +170,7 @@ def fill_masks(
         if row.mask is not None
     }
     _open(folder, rows, Path(root), {**_described(settings, reading), "mask_labels": labels})
-    return _fill(folder, jobs, machine or Machine(), "mask")
+    return Cache(folder, *fill(folder, "mask", jobs, machine or Machine()), jobs)
 
 
 def pseudo_cache(
@@ -208,27 +211,8 @@ def _open(folder: Path, rows: Sequence[Row], root: Path, described: dict[str, An
     """Make the folder, or take what is there, and write into it what its tensors depend on."""
     _check_apart(rows, root)
     check_writable(folder)
-    _sweep(folder)
-    commit_json(folder / "settings.json", described)
-
-
-def _fill(folder: Path, jobs: dict[str, Job], machine: Machine, stage: str) -> Cache:
-    """Make the entries that are missing."""
-    entries = {scan: entry for scan, job in jobs.items() if (entry := current_entry(job))}
-    missing = [scan for scan in jobs if scan not in entries]
-    failures: dict[str, str] = {}
-    try:
-        with progress(len(missing), stage) as step:
-            for outcome in each(make_entry, [jobs[scan] for scan in missing], machine.processes, machine.timeout):
-                scan = missing[outcome.index]
-                if outcome.error:
-                    failures[scan] = outcome.error
-                else:
-                    entries[scan] = outcome.answer
-                step(scan)
-    finally:
-        _write_lists(folder, jobs, failures, stage)
-    return Cache(folder, entries, failures, len(missing) - len(failures), jobs)
+    sweep(folder)
+    write_settings(folder, described)
 
 
 def _check_apart(rows: Sequence[Row], root: Path) -> None:
@@ -239,27 +223,3 @@ def _check_apart(rows: Sequence[Row], root: Path) -> None:
         real = Path(os.path.realpath(source))
         if real == inside or (real in inside.parents and source.is_dir()):
             raise SettingError(f"--cache {root} lies inside the {kind} {source}; choose a folder beside the data")
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what a killed run left half-written; a running one's temporary files are younger than an hour."""
-    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        if time.time() - leftover.stat().st_mtime > 3600:
-            leftover.unlink(missing_ok=True)
-
-
-def _write_lists(folder: Path, jobs: dict[str, Job], failures: dict[str, str], stage: str) -> None:
-    """``manifest.csv`` from every entry of the folder (other studies' too), ``failures.csv`` from this run."""
-    entries = [entry for file in folder.glob("*.json") if (entry := read_entry(file))]
-    entries.sort(key=lambda entry: natural(entry["scan"]))
-    write_table(folder / "manifest.csv", MANIFEST, [_manifest_row(entry) for entry in entries])
-    failed = [
-        {"scan": scan, "stage": stage, "file": Path(jobs[scan]["path"]).name, "message": failures[scan]}
-        for scan in sorted(failures, key=natural)
-    ]
-    write_table(folder / "failures.csv", FAILURES, failed)
-
-
-def _manifest_row(entry: Entry) -> dict[str, Any]:
-    spacing = " ".join(f"{mm:.4g}" for mm in entry["spacing"]) if entry["spacing"] else ""
-    return {**entry, "spacing": spacing, "warnings": "; ".join(entry["warnings"])}

@@ -99,7 +99,7 @@ def _examine_all(rows: Sequence[Row], reading: Reading, machine: Machine) -> tup
     facts: dict[int, Facts] = {}
     causes: dict[int, str] = {}
     with progress(len(jobs), "check") as step:
-        for outcome in each(examine_job, jobs, machine.processes, machine.timeout):
+        for outcome in each(examine_job, jobs, machine):
             if outcome.error:
                 causes[outcome.index] = outcome.error
             else:

@@ -71,6 +71,12 @@ def make_entry(job: Job) -> tuple[Entry, tuple[bytes, ...]]:
     return entry, ()
 
 
+def check_entry(job: Job) -> tuple[dict[str, bool], tuple[bytes, ...]]:
+    """Whether a scan has an entry whose tensor is not what was written, read whole. Runs in a worker."""
+    entry = read_entry(_entry_file(job))
+    return {"damaged": entry is not None and read_tensor(job, entry) is None}, ()
+
+
 def keep_entry(job: Job, array: np.ndarray, volume: Entry) -> Entry:
     """Put a tensor that a program computed into the cache, as one of the scan's files that ``volume`` was made from.
 
@@ -145,9 +151,9 @@ def _check_unchanged(job: Job, before: str) -> None:
 
 def _touched(job: Job, fingerprint: str, content: str) -> Entry | None:
     """The entry that is there, with a new fingerprint, if files were touched and not changed."""
-    folder, reading = Path(job["folder"]), from_dict(Reading, job["reading"], "job")
+    reading = from_dict(Reading, job["reading"], "job")
     old = read_entry(_entry_file(job))
-    if old and _forgiven(old, reading) and old["content"] == content and _is_sound(folder, old):
+    if old and _forgiven(old, reading) and old["content"] == content and read_tensor(job, old) is not None:
         return {**old, "fingerprint": fingerprint}
     return None
 
@@ -240,8 +246,3 @@ def _forgiven(entry: Entry, reading: Reading) -> bool:
 def _is_whole(folder: Path, entry: Entry) -> bool:
     file = folder / entry["file"]
     return file.is_file() and file.stat().st_size == entry["bytes"]
-
-
-def _is_sound(folder: Path, entry: Entry) -> bool:
-    """Whether an entry's file is to the bit what was written."""
-    return _is_whole(folder, entry) and sha256(folder / entry["file"]) == entry["sha256"]

@@ -43,7 +43,7 @@ def read_tensors(
     """Read and preprocess scans in worker processes; they come in the order in which they are ready."""
     ways = {"reading": to_dict(reading), "settings": [to_dict(settings) for settings in wanted], "frames": frames}
     jobs = [{"path": str(path), **ways} for path in paths]
-    for outcome in each(make_tensors, jobs, machine.processes, machine.timeout):
+    for outcome in each(make_tensors, jobs, machine):
         arrays = tuple(
             np.frombuffer(bytearray(part), np.uint8).reshape(1, *settings.shape)
             for part, settings in zip(outcome.parts, wanted, strict=False)

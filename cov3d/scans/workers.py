@@ -4,6 +4,8 @@ Python's own pools cannot: ``multiprocessing.Pool`` waits for ever for a killed 
 everything that was still to be done. Here the parent knows which scan each process has, blames the right one, starts
 another process, and tries the scan once more by itself. Jobs and answers are JSON and bytes, so that whatever a damaged
 scan does to a worker, the parent unpickles nothing of it.
+
+There are as many workers as cores, and no more than memory allows: the system kills whom it likes when it has none left.
 """
 
 from __future__ import annotations
@@ -11,20 +13,25 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 import time
 import types
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.util import Finalize
 from typing import Any
 
+from cov3d.config import Machine
 from cov3d.errors import Cov3dError, ScanError
+from cov3d.memory import die_first
 from cov3d.scans.boundary import unheard
+from cov3d.scans.room import Room
 from cov3d.stopping import HEARD
 
 Job = dict[str, Any]
@@ -41,22 +48,22 @@ class Outcome:
     error: str = ""
 
 
-def each(task: Task, jobs: Sequence[Job], processes: int, timeout: float) -> Iterator[Outcome]:
+def each(task: Task, jobs: Sequence[Job], machine: Machine) -> Iterator[Outcome]:
     """Run ``task`` on every job in worker processes and yield outcomes as they come, in any order.
 
-    A ScanError fails its job, and so does the death of its process (after a second try alone) or ``timeout`` seconds.
+    A ScanError fails its job, and so does the death of its process (after a second try alone) or ``machine.timeout`` seconds.
 
     Raises:
         Cov3dError: a task met something that no other scan can escape, such as a full disk.
     """
     died: list[int] = []
-    for outcome in _run(task, jobs, range(len(jobs)), processes, timeout):
+    for outcome in _run(task, jobs, range(len(jobs)), machine):
         if isinstance(outcome, _Death):
             died.append(outcome.index)
         else:
             yield outcome
     for index in died:
-        for outcome in _run(task, jobs, [index], 1, timeout):
+        for outcome in _run(task, jobs, [index], replace(machine, workers=1)):
             yield outcome if isinstance(outcome, Outcome) else Outcome(index, {}, error=outcome.cause)
 
 
@@ -77,22 +84,22 @@ class _Death:
         return f"the process that read it ended, twice, with exit code {self.exit_code}; please report it"
 
 
-def _run(
-    task: Task, jobs: Sequence[Job], indices: Sequence[int], processes: int, timeout: float
-) -> Iterator[Outcome | _Death]:
+def _run(task: Task, jobs: Sequence[Job], indices: Sequence[int], machine: Machine) -> Iterator[Outcome | _Death]:
     waiting = deque(indices)
     busy: list[_Worker] = []
     idle: list[_Worker] = []
+    room = Room(machine)
     try:
         while waiting or busy:
-            while waiting and len(busy) < processes:
+            while waiting and room.beside([other.number for other in busy], idle[-1].number if idle else None):
                 worker = idle.pop() if idle else _Worker(task)
-                worker.give(waiting.popleft(), jobs, timeout)
+                worker.give(waiting.popleft(), jobs, machine.timeout)
                 busy.append(worker)
             wait([worker.connection for worker in busy], timeout=_until_first_deadline(busy))
             for worker in [worker for worker in busy if worker.has_news()]:
                 busy.remove(worker)
-                yield worker.outcome(timeout)
+                room.learn(worker.number)
+                yield worker.outcome(machine.timeout)
                 if worker.process.is_alive():
                     idle.append(worker)
     finally:
@@ -116,6 +123,7 @@ class _Worker:
         # A worker does not hear the SIGTERM by which multiprocessing would end it when Python exits.
         Finalize(self, self.process.kill, exitpriority=10)
         theirs.close()
+        self.number: int = self.process.pid
         self.index = -1
         self.deadline = float("inf")
 
@@ -182,7 +190,9 @@ def _serve(connection: Connection, task: Task) -> None:
     from threadpoolctl import threadpool_limits
 
     for stop in HEARD:
-        signal.signal(stop, signal.SIG_IGN)  # the parent's to answer: when it goes, its end of the pipe closes
+        signal.signal(stop, signal.SIG_IGN)  # the parent's to answer; when it goes, we do
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    die_first()
     with unheard(), threadpool_limits(1):  # a thread a core in every worker would make them wait for each other
         while True:
             try:
@@ -196,6 +206,14 @@ def _serve(connection: Connection, task: Task) -> None:
                     connection.send_bytes(part)
             except OSError:  # nobody is left to hear it
                 return
+
+
+def _end_with_the_parent() -> None:
+    """End within a scan, too: a killed parent's worker would read on, with nobody to hear it, and hang where scans hang."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _answer(task: Task, job: Job) -> tuple[dict[str, Any], Sequence[bytes]]:

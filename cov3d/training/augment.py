@@ -12,6 +12,7 @@ from cov3d.config import AugmentationNumbers
 from cov3d.errors import SettingError
 from cov3d.training.draws import Draw, draw
 from cov3d.training.intensity import add_noise, blur
+from cov3d.training.order import generator_of
 from cov3d.training.spatial import place
 
 MASKS = 2  # of a batch's labels: classes, weights, masks
@@ -79,16 +80,18 @@ class Augment(Callback):
     order = -10  # before mixed precision begins
 
     def __init__(self, numbers: AugmentationNumbers, shape: Sequence[int], seed: int):
-        self.numbers, self.shape = numbers, tuple(shape)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.numbers, self.shape, self.seed = numbers, tuple(shape), seed
 
     def before_batch(self) -> None:
         """uint8 ``(B, 1, D', H', W')`` becomes float in [0, 1], ``(B, 1, D, H, W)``; masks, the last labels, go along."""
         scans = self.learn.xb[0]
-        draws = [Draw()] * len(scans)
-        if self.learn.training:
-            draws = draw(len(scans), self.numbers, scans.shape[2:], self.shape, self.generator)
+        draws = self._draws(scans.shape[2:]) if self.learn.training else [Draw()] * len(scans)
         self.learn.xb = (apply(scans, draws, self.shape),)
         if len(self.learn.yb) > MASKS:
             masks = move_masks(self.learn.yb[MASKS], draws, self.shape)
             self.learn.yb = (*self.learn.yb[:MASKS], masks, *self.learn.yb[MASKS + 1 :])
+
+    def _draws(self, cached: Sequence[int]) -> list[Draw]:
+        """By seed, epoch and scan alone, so that it matters neither which others are in the batch nor where a run went on."""
+        places = self.learn.dls.order.places(self.learn.iter)
+        return [draw(1, self.numbers, cached, self.shape, generator_of(self.seed, *place))[0] for place in places]

@@ -11,15 +11,29 @@ from typing import Any
 import numpy as np
 
 from cov3d.commit import commit_json
-from cov3d.config import Machine, RunSettings, recorded
+from cov3d.config import Machine, RunSettings, Saving, recorded
 from cov3d.console import few, say
 from cov3d.errors import Cov3dError, SettingError
 from cov3d.metrics import score_presence, score_severity
 from cov3d.predictions import Prediction, read_predictions, write_predictions
-from cov3d.runs import CONFIG, FINISHED, FOLDS, MOST_FOLDS, OUT_OF_FOLD, PLAN, PREDICTIONS, RUN_FILES, fold_folder
+from cov3d.runs import (
+    CONFIG,
+    FINISHED,
+    FOLDS,
+    MOST_FOLDS,
+    OUT_OF_FOLD,
+    PLAN,
+    PREDICTIONS,
+    STATE,
+    clear_run,
+    fold_folder,
+)
 from cov3d.scans.study import Row, Study
+from cov3d.shards import Shard
 from cov3d.training.folds import Folds, deal
 from cov3d.training.keeper import NOTES
+from cov3d.training.ranks import device_of_rank
+from cov3d.training.session import Session
 from cov3d.training.train import Run, prepare_study, train_split
 
 LOST = "could not be read when its fold was trained; see failures.csv in the cache"
@@ -35,18 +49,23 @@ def cross_validate(
     output_dir: str | Path | None = None,
     overwrite: bool = False,
     collect_only: bool = False,
+    saving: Saving | None = None,
+    shard: Shard | None = None,
 ) -> Run:
     """Train every fold, or the one that is named, in a folder of its own; the last to finish scores all of them.
 
     Each fold keeps its last epoch, unless ``--keep best``. Folds follow from the study and the seed, so that they can be
-    trained one by one, on several machines.
+    trained one by one, on several machines; ``shard`` says which of them this process trains, each by itself. A fold that
+    was stopped goes on where it was saved last.
 
     Raises:
         SettingError: no such fold, or another cross-validation in its folder.
         StudyError: a class with fewer patients than folds.
+        Stopped: a signal, or the end of its time; all is saved.
         Cov3dError: nothing to collect yet.
     """
-    machine = machine or Machine()
+    machine, shard = machine or Machine(), shard or Shard()
+    here = Session(device_of_rank(machine.device), saving=saving or Saving())
     settings = settings or RunSettings()
     if collect_only and (fold is not None or overwrite):
         raise SettingError("--collect trains nothing, so --fold and --overwrite say nothing beside it; leave them out")
@@ -56,13 +75,13 @@ def cross_validate(
     folder = Path(output_dir or f"outputs/{settings.task}")
     _announce(dealt)
     _plan(folder, dealt, study, settings, overwrite and fold is None and not collect_only)
-    asked = [] if collect_only else range(folds) if fold is None else [fold]
+    asked = [] if collect_only else shard.of(range(folds)) if fold is None else [fold]
     failures: dict[str, str] = {}
     for number in asked:
         if fold is None and _is_finished(folder, number):
             say(f"fold {number} is trained already")
         else:
-            failures |= _train_fold(folder, dealt, number, study, settings, machine, cache, overwrite).failures
+            failures |= _train_fold(folder, dealt, number, study, settings, machine, cache, here, overwrite).failures
     missing = [number for number in range(folds) if not _is_finished(folder, number)]
     if not missing:
         failures |= collect(folder, dealt, settings)
@@ -79,17 +98,19 @@ def _train_fold(
     settings: RunSettings,
     machine: Machine,
     cache: str | Path,
+    here: Session,
     overwrite: bool,
 ) -> Run:
-    """Train one fold; a run of it that was stopped begins anew."""
+    """Train one fold, or go on with it."""
     say(f"fold {number} of 0 to {folds.count - 1}")
-    overwrite = overwrite or not _is_finished(folder, number)
+    own = fold_folder(folder, number)
+    stopped = not overwrite and not _is_finished(folder, number)
+    here = here.resumed(stopped and (own / STATE).exists())
+    overwrite = overwrite or (stopped and not here.resume)
     for name in (FINISHED, OUT_OF_FOLD) if overwrite else ():  # scores of the fold that was there before
         (folder / name).unlink(missing_ok=True)
     about = {"fold": number, "folds": folds.count}
-    return train_split(
-        study, folds.split(number), settings, machine, cache, fold_folder(folder, number), overwrite, about
-    )
+    return train_split(study, folds.split(number), settings, machine, cache, own, here, overwrite, about)
 
 
 def _settled(settings: RunSettings, folds: int, fold: int | None) -> RunSettings:
@@ -227,5 +248,6 @@ def _clear(folder: Path) -> None:
     for name in (FINISHED, OUT_OF_FOLD, PLAN):
         (folder / name).unlink(missing_ok=True)
     for fold in folder.glob("fold-*"):
-        for name in (FINISHED, *RUN_FILES):
-            (fold / name).unlink(missing_ok=True)
+        (fold / FINISHED).unlink(missing_ok=True)
+        clear_run(fold)
+        (fold / STATE).unlink(missing_ok=True)

@@ -37,8 +37,10 @@ def class_counts(rows: Sequence[Row]) -> dict[str, int]:
     return counts | {name: sum(row.severity == k for row in rows) for k, name in enumerate(SEVERITY, 1)}
 
 
-def describe(study: Study, settings: RunSettings, machine: Machine, summary: dict[str, Any]) -> dict[str, Any]:
-    """What ``config.json`` says of a run: command, versions, study, and every setting."""
+def describe(
+    study: Study, settings: RunSettings, machine: Machine, summary: dict[str, Any], processes: int = 1
+) -> dict[str, Any]:
+    """What ``config.json`` says of a run: command, versions, study, every setting, and how many processes train."""
     return {
         "command": command(),
         "versions": versions(),
@@ -46,6 +48,7 @@ def describe(study: Study, settings: RunSettings, machine: Machine, summary: dic
         "severity_factor": settings.severity_factor,
         **recorded(settings),
         "machine": recorded(machine),
+        "processes": processes,
         "summary": summary,
     }
 

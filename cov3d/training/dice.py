@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from cov3d.runs import OVERLAPS
 from cov3d.scans.study import Row
 from cov3d.tables import write_table
-from cov3d.training.judge import Judge, Measure, Rank, Scores
+from cov3d.training.judge import Judge, Rank
+from cov3d.training.ranks import Ranks
+from cov3d.training.scorer import Measure, Scores
 
 SMOOTHING = 1.0  # voxels, so that two empty masks overlap wholly
 
@@ -65,30 +67,26 @@ class MaskJudge(Judge):
 
     measures = {"masks": Measure("Dice", "dice", "masks_dice")}  # noqa: RUF012
     kept_for = ("masks",)
+    noted_of_none = (torch.empty(0, 3, dtype=torch.long), torch.empty(0))
 
     def __init__(self, rows: Sequence[Row]):
         self.rows = rows
         self.begin()
 
-    def begin(self) -> None:
-        self.counts: list[Tensor] = []
-        self.soft: list[Tensor] = []
-
-    def see(self, answers: Any, batch: Sequence[Tensor]) -> None:
+    def noted(self, answers: Any, batch: Sequence[Tensor]) -> tuple[Tensor, ...]:
         called, true = answers[1] > 0, batch[2] >= 0.5
         counts = [voxels.flatten(1).sum(1) for voxels in (called & true, called, true)]
-        self.counts.append(torch.stack(counts, 1).cpu())
-        self.soft.append(1 - soft_dice(answers[1].float().sigmoid(), batch[2]).cpu())
+        return torch.stack(counts, 1), 1 - soft_dice(answers[1].float().sigmoid(), batch[2])
 
     def evidence(self) -> Tensor:
         """Voxels ``(N, 3)`` of each scan: rightly called, called, true."""
-        return torch.cat(self.counts) if self.counts else torch.empty(0, 3, dtype=torch.long)
+        return self.seen()[0]
 
     def scores(self) -> Scores:
-        found = self.evidence()
+        found, soft = self.seen()
         right, called, true = found.sum(0).tolist()
-        soft = float(torch.cat(self.soft).mean()) if self.soft else None
-        return {"masks": {"n": len(found), **overlap(right, called, true), "soft_dice": soft}}
+        mean = float(soft.mean()) if len(soft) else None
+        return {"masks": {"n": len(found), **overlap(right, called, true), "soft_dice": mean}}
 
     def columns(self, scores: Scores) -> dict[str, Any]:
         return {"masks_dice": scores["masks"]["dice"], "masks_iou": scores["masks"]["iou"]}
@@ -130,6 +128,13 @@ class BothJudge(Judge):
     def see(self, answers: Any, batch: Sequence[Tensor]) -> None:
         self.classes.see(answers[0], batch)
         self.masks.see(answers, batch)
+
+    def noted(self, answers: Any, batch: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return (*self.classes.noted(answers[0], batch), *self.masks.noted(answers, batch))
+
+    def gather(self, ranks: Ranks) -> None:
+        self.classes.gather(ranks)
+        self.masks.gather(ranks)
 
     def evidence(self) -> tuple[Any, Tensor]:
         """Of both."""

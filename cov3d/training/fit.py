@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +28,16 @@ from cov3d.runs import STATE
 from cov3d.training.accumulate import Accumulate
 from cov3d.training.augment import Augment
 from cov3d.training.ema import Ema
-from cov3d.training.epochs import Epochs
+from cov3d.training.epochs import EpochKeeper, Epochs
 from cov3d.training.keeper import Keeper
 from cov3d.training.loaders import Loaders
-from cov3d.training.state import Drawn, Part, ResumableLearner, State, read_state
+from cov3d.training.order import generator_of
+from cov3d.training.ranks import Ranks
+from cov3d.training.session import Session
+from cov3d.training.state import Part, ResumableLearner, State, read_state
+from cov3d.training.synchronise import synchronise
+from cov3d.training.together import Together
+from cov3d.training.trouble import Trouble
 
 
 def fit_network(
@@ -38,40 +48,81 @@ def fit_network(
     settings: RunSettings,
     precision: str,
     run: str,
-    resume: bool = False,
+    session: Session,
 ) -> None:
-    """Fit a network and let ``keeper`` keep what it finds; with ``resume`` go on where ``run`` was stopped.
+    """Fit a network and let ``keeper`` keep what it finds; or go on where ``run`` was stopped.
 
     Raises:
         SettingError: nothing to go on with.
+        Stopped: a signal, or the end of its time.
         Cov3dError: no room on the device or disk, or a loss that is no number.
     """
-    training, path = settings.training, keeper.folder / STATE
-    found = read_state(path, run) if resume else None
-    augment = Augment(settings.augmentation.numbers(settings.net.family), settings.preprocessing.shape, training.seed)
+    training = settings.training
+    numbers = settings.augmentation.numbers(settings.net.family)
+    augment = Augment(numbers, settings.preprocessing.shape, training.seed)
     average = Ema(settings.ema) if settings.ema else None
-    parts: dict[str, Part] = {"network": network, "kept": keeper}
-    parts |= {"order": Drawn(data.order), "draws": Drawn(augment.generator)}
-    parts |= {"average": average} if average else {}
-    with advice(), progress(training.epochs * len(data.train), "train") as step:
-        learner = ResumableLearner(
-            data,
-            network.to(data.device),
-            loss_func=loss.to(data.device),
-            opt_func=adam(settings),
-            wd=training.weight_decay,
-            default_cbs=False,
-            cbs=[
-                TrainEvalCallback(),
-                augment,
-                *([average] if average else []),
-                *steps(training, precision),
-                Epochs(keeper, step),
-                State(path, run, parts, found),
-            ],
-        )
+    fitted = Fit(training, precision, run, session, keeper, keeper.folder)
+    learner = fitted.learner(network, data, loss, adam(settings), average, [augment], wd=training.weight_decay)
+    with fitted.going(learner):
         fit(learner, training)
-    keeper.finish()
+    if session.ranks.first:
+        keeper.finish()
+
+
+@dataclass
+class Fit:
+    """What every fit of a network has, of scans or of pictures: steps, epochs, and a state that is saved."""
+
+    training: Training
+    precision: str
+    run: str  # which run it is
+    session: Session
+    keeper: EpochKeeper
+    folder: Path
+    parts: dict[str, Part] = field(default_factory=dict)  # what changes while it goes on
+
+    def learner(
+        self,
+        network: torch.nn.Module,
+        data: Loaders,
+        loss: torch.nn.Module,
+        optimiser: Callable[..., Optimizer],
+        average: Ema | None,
+        more: Sequence[Callback],
+        **options: Any,
+    ) -> ResumableLearner:
+        """A Learner with the callbacks that every fit has, and ``more``."""
+        network = network.to(data.device)
+        ranks, accumulate = self.session.ranks, self.training.accumulate
+        if self.training.sync_batchnorm and ranks.size > 1:
+            synchronise(network, ranks)
+        trouble = Trouble(data, ranks, accumulate, self.training.skip_nan)
+        self.parts |= {"network": network, "kept": self.keeper, "trouble": trouble}
+        self.parts |= {"average": average} if average else {}
+        callbacks = [TrainEvalCallback(), *more, *([average] if average else []), *steps(self.training, self.precision)]
+        callbacks += [Together(ranks, data.order)] if ranks.size > 1 else []
+        given = {"loss_func": loss.to(data.device), "opt_func": optimiser, "default_cbs": False}
+        return ResumableLearner(data, network, cbs=[*callbacks, trouble], **given, **options)
+
+    @contextmanager
+    def going(self, learner: ResumableLearner) -> Iterator[None]:
+        """While it goes on: progress is shown, the state saved, signals are heard, and libraries' words made sentences."""
+        path, ranks, total = self.folder / STATE, self.session.ranks, self.training.epochs * len(learner.dls.train)
+        found = read_state(path, self.run) if self.session.resume else None
+        seed_rank(self.training.seed, ranks)
+        done = found["epochs"] * len(learner.dls.train) + found["batches"] if found else 0
+        with advice(), self.session.asked_to_stop() as asked, progress(total, "train", done) as step:
+            epochs = Epochs(self.keeper, step, ranks)
+            parts = {**self.parts, "epoch": epochs}
+            state = State(path, self.run, parts, self.session, asked, self.training.accumulate, found)
+            learner.add_cbs([epochs, state])
+            yield
+
+
+def seed_rank(seed: int, ranks: Ranks) -> None:
+    """Let each process draw something else; the first what it would draw alone."""
+    if not ranks.first:
+        torch.manual_seed(generator_of(seed, 0, 0, ranks.rank).initial_seed())
 
 
 def steps(training: Training, precision: str) -> Iterator[Callback]:
@@ -116,7 +167,7 @@ def pick_precision(wanted: str, device: torch.device) -> str:
             raise SettingError(f"--precision {wanted} is for a GPU; on a CPU leave it at auto")
         return "fp32"
     if wanted == "auto":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return wanted
 
 
@@ -133,10 +184,9 @@ def advice(sizes: str = "--width or --base-width") -> Iterator[None]:
     try:
         with memory_advice(f"--batch-size (and raise --accumulate to keep the effective batch), {sizes}"):
             yield
-    except Cov3dError as error:  # a loader's process wraps it in its traceback; the sentence stands last
-        if type(error) is not Cov3dError:
-            raise
-        raise Cov3dError(str(error).rsplit("Cov3dError: ", 1)[-1].strip()) from error
+    except Cov3dError as error:  # fastai puts its words before it, a loader's process its traceback; the sentence stands last
+        error.args = (re.split(r":\n\t|Cov3dError: ", str(error))[-1].strip(),)
+        raise
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,44 +17,15 @@ from cov3d.metrics import score_presence, score_severity
 from cov3d.predictions import Prediction, write_predictions
 from cov3d.runs import PREDICTIONS
 from cov3d.scans.study import Row
+from cov3d.training.scorer import Measure, Scorer, Scores
 
-Scores = dict[str, dict[str, Any]]  # by what is scored
 Rank = tuple[float, ...]
 
 
-class Measure(NamedTuple):
-    """A number that people look at: its name, its key in the scores, its column in the history."""
+class Judge(Scorer):
+    """Says which epoch is the best; ``kept_for`` is what one is kept for, each in a model file of its name."""
 
-    name: str
-    key: str
-    column: str
-
-
-class Judge(ABC):
-    """Sees the batches of a validation set, and scores what it has seen.
-
-    ``measures`` are the numbers that people look at, by what is scored; ``kept_for`` says for which of these a best epoch is
-    kept, each in a model file of its name.
-    """
-
-    measures: dict[str, Measure]
     kept_for: tuple[str, ...]
-
-    @abstractmethod
-    def begin(self) -> None:
-        """Forget what was seen: an epoch begins."""
-
-    @abstractmethod
-    def see(self, answers: Any, batch: Sequence[Tensor]) -> None:
-        """Take in a batch: the network's answers, and labels as the loader gives them."""
-
-    @abstractmethod
-    def scores(self) -> Scores:
-        """Scores of all that was seen; a score that is not defined is None."""
-
-    @abstractmethod
-    def columns(self, scores: Scores) -> dict[str, Any]:
-        """The same as columns of the history."""
 
     @abstractmethod
     def rank(self, kept: str, scores: Scores) -> Rank:
@@ -63,10 +34,6 @@ class Judge(ABC):
     @abstractmethod
     def evidence(self) -> Any:
         """What was seen, in tensors, to be written if the epoch is kept."""
-
-    def number(self, scored: str, found: dict[str, Any]) -> float | None:
-        """The number that people look at."""
-        return found.get(self.measures[scored].key)
 
     @abstractmethod
     def write(self, folder: Path, evidence: dict[str, Any]) -> None:
@@ -79,6 +46,8 @@ class ClassJudge(Judge):
     An epoch is better for a task by macro F1, and among equals (on few scans there are many) by the log loss.
     """
 
+    noted_of_none = (torch.empty(0, labels.LOGITS),)
+
     def __init__(self, rows: Sequence[Row], task: Task):
         self.rows = rows
         self.kept_for = ("presence", "severity") if task == "both" else (task,)
@@ -87,14 +56,12 @@ class ClassJudge(Judge):
         self.severity = np.array([row.severity for row in rows], int)
         self.begin()
 
-    def begin(self) -> None:
-        self.logits: list[Tensor] = []
-
-    def see(self, answers: Any, batch: Sequence[Tensor]) -> None:
-        self.logits.append(answers.detach().float().cpu())
+    def noted(self, answers: Any, batch: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return (answers.float(),)
 
     def evidence(self) -> Tensor:
-        return torch.cat(self.logits) if self.logits else torch.empty(0, labels.LOGITS)
+        """Logits ``(N, 6)``."""
+        return self.seen()[0]
 
     def scores(self) -> Scores:
         covid, severity = (answer.numpy() for answer in labels.probabilities(self.evidence()))

@@ -14,10 +14,11 @@ from cov3d.console import say
 from cov3d.labels import TASKS
 from cov3d.nets.build import CLASSES, Heads
 from cov3d.nets.model import save_model
-from cov3d.runs import CONFIG, FINISHED, RUN_FILES
+from cov3d.runs import CONFIG, FINISHED, clear_run
 from cov3d.tables import write_table
 from cov3d.training.curves import draw_curves
-from cov3d.training.judge import Judge, Scores
+from cov3d.training.judge import Judge
+from cov3d.training.scorer import Scores
 from cov3d.training.split import Split
 
 Choice = Literal["best", "last", "unread", "everything"]
@@ -105,8 +106,7 @@ class Keeper:
 
     def _begin(self) -> None:
         """Take the place of an earlier run: only now, when an epoch is done and all that could fail at once has not."""
-        for name in RUN_FILES:
-            (self.folder / name).unlink(missing_ok=True)
+        clear_run(self.folder)
         commit_json(self.folder / CONFIG, self.config)
 
     def _save(self, model: torch.nn.Module, name: str, epoch: int, scores: Scores) -> None:

@@ -10,37 +10,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from fastai.learner import TrainEvalCallback
 from fastai.optimizer import Adam
 from torch import nn
 
 import cov3d
 from cov3d.commit import commit, commit_json
-from cov3d.config import Machine, NetSettings, Training, recorded
+from cov3d.config import Machine, NetSettings, Saving, Training, recorded
 from cov3d.config.pictures import PICTURE_TRAINING, PictureSettings, check_pictures, picture_ema
-from cov3d.console import few, plural, progress, say
+from cov3d.console import few, plural, say
 from cov3d.nets.flat import build_flat
-from cov3d.nets.inputs import pick_device
 from cov3d.nets.model import plain
 from cov3d.nets.weights import check_finite
-from cov3d.runs import FINISHED, FLAT_WEIGHTS, PRETRAINED, STATE
+from cov3d.runs import FINISHED, FLAT_WEIGHTS, PRETRAINED
 from cov3d.tables import write_table
 from cov3d.training.curves import draw_curves
 from cov3d.training.description import command, versions
 from cov3d.training.ema import Ema
-from cov3d.training.fit import advice, pick_precision, seed_everything, steps
-from cov3d.training.judge import Measure
+from cov3d.training.fit import Fit, pick_precision, seed_everything
 from cov3d.training.loaders import Loaders
-from cov3d.training.pictures_epochs import FAILURES, PictureEpochs, WarmedCosine
+from cov3d.training.pictures_epochs import FAILURES, PictureKeeper, WarmedCosine
 from cov3d.training.pictures_found import Pictures, find_pictures
 from cov3d.training.pictures_varied import Mix, picture_loaders
-from cov3d.training.state import Drawn, Part, ResumableLearner, State, read_state
+from cov3d.training.session import session
 from cov3d.training.train import Run, check_run_folder
 
 UNCHOSEN = "these validation pictures chose nothing: the last epoch is kept"
@@ -56,82 +53,65 @@ def pretrain_pictures(
     output_dir: str | Path = PRETRAINED / "imagenet",
     overwrite: bool = False,
     resume: bool = False,
+    saving: Saving | None = None,
 ) -> Run:
     """Fit a 2D network to pictures in class folders; its ``weights.safetensors`` are for ``train --weights FILE --inflate``.
 
-    With ``resume`` a run that was stopped goes on after its last whole epoch, as if it had not been stopped.
+    With ``resume`` a run that was stopped goes on where it was saved last, as if it had not been stopped. Under torchrun, all
+    its processes train together.
 
     Writes the run's folder: weights, settings, history, accuracy, and the pictures that do not open.
 
     Raises:
         SettingError: settings that exclude each other, an output that exists, or nothing to resume.
         StudyError: no pictures to learn from; see :func:`cov3d.training.pictures_found.find_pictures`.
+        Stopped: a signal, or the end of its time; all is saved.
         Cov3dError: no room on the device or disk, or a loss that is no number.
     """
     settings, machine = settings or PictureSettings(), machine or Machine()
     training, net = training or Training(**PICTURE_TRAINING), net or NetSettings(architecture="convnext-tiny")
     check_pictures(settings, training, net)
-    device = pick_device(machine.device)
-    precision = pick_precision(training.precision, device)
-    output = check_run_folder(Path(output_dir), overwrite, resume)
-    found = find_pictures(Path(folder), training, machine)
-    config = describe(found, settings, training, net)
-    run = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-    saved = read_state(output / STATE, run) if resume else None
-    for note in notes(found, output):
-        say(f"note: {note}")
-    seed_everything(training.seed)
-    network = build_flat(net, len(found.classes)).to(device)
-    network.checkpointing = training.checkpoint_activations
-    say(f"2D {net.architecture}: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters on {device}")
-    epochs = PictureEpochs(
-        output, {"command": command(), **config, "versions": versions(), "machine": recorded(machine)}
-    )
-    data = picture_loaders(found, settings, training, machine, device)
-    state = partial(State, output / STATE, run, found=saved)
-    kept = fit_pictures(network, data, epochs, state, settings, training, precision, len(found.classes))
-    draw_curves(output / "curves.png", epochs.history, {"pictures": Measure("accuracy", "accuracy", "accuracy")}, {})
-    finish(output, kept, config, epochs.history[-1])
+    with session(machine, saving, resume) as here:
+        output = check_run_folder(Path(output_dir), overwrite, resume)
+        found = find_pictures(Path(folder), training, machine)
+        for note in notes(found, output):
+            say(f"note: {note}")
+        seed_everything(training.seed)
+        network = build_flat(net, len(found.classes))
+        network.checkpointing = training.checkpoint_activations
+        millions = sum(p.numel() for p in network.parameters()) / 1e6
+        say(f"2D {net.architecture}: {millions:.2f} M parameters on {here.device}")
+        config = {**describe(found, settings, training, net), "processes": here.ranks.size}
+        about = {"command": command(), **config, "versions": versions(), "machine": recorded(machine)}
+        keeper = PictureKeeper(output, about, len(found.classes))
+        data = picture_loaders(found, settings, training, machine, here.device, here.ranks)
+        run = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+        fitted = Fit(training, pick_precision(training.precision, here.device), run, here, keeper, output)
+        kept = fit_pictures(network, data, fitted, settings, len(found.classes))
+        if here.ranks.first:
+            finish(output, kept, config, keeper)
     return Run(output, found.failures)
 
 
-def fit_pictures(
-    network: nn.Module,
-    data: Loaders,
-    epochs: PictureEpochs,
-    state: Callable[[dict[str, Part]], State],
-    settings: PictureSettings,
-    training: Training,
-    precision: str,
-    classes: int,
-) -> nn.Module:
+def fit_pictures(network: nn.Module, data: Loaders, fitted: Fit, settings: PictureSettings, classes: int) -> nn.Module:
     """Fit a 2D network; its moving average, or itself where there is none."""
+    training = fitted.training
     decay = picture_ema(training, training.epochs * -(-len(data.train) // training.accumulate))
     average = Ema(decay) if decay else None
-    parts: dict[str, Part] = {"network": network, "history": epochs, "order": Drawn(data.order)}
-    parts |= {"average": average} if average else {}
-    rate, step = settings.highest_rate(training), training.batch_size * training.accumulate
+    rate, step = settings.highest_rate(training), training.batch_size * training.accumulate * fitted.session.ranks.size
     if settings.rate_batch:
         scaled = f"{training.learning_rate:g} is for {settings.rate_batch} pictures a step, and a step is {step}"
         say(f"learning rate at its highest {rate:.3g}: {scaled}; --rate-batch 0 takes it as it is")
-    learner = ResumableLearner(
-        data,
+    learner = fitted.learner(
         network,
-        loss_func=nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing),
-        opt_func=partial(Adam, sqr_mom=0.999, eps=1e-8, decouple_wd=training.optimizer == "adamw"),
+        data,
+        nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing),
+        partial(Adam, sqr_mom=0.999, eps=1e-8, decouple_wd=training.optimizer == "adamw"),
+        average,
+        [Mix(settings, classes), WarmedCosine(settings.warmup(training.epochs), rate, settings.final_rate)],
         splitter=matrices_and_vectors,
-        default_cbs=False,
-        cbs=[
-            TrainEvalCallback(),
-            Mix(settings, classes),
-            WarmedCosine(settings.warmup(training.epochs), rate, settings.final_rate),
-            *([average] if average else []),
-            *steps(training, precision),
-            epochs,
-            state(parts),
-        ],
     )
-    with advice("--side or --base-width"), progress(training.epochs * len(data.train), "pretrain") as epochs.step:
+    with fitted.going(learner):
         learner.fit(training.epochs, lr=rate, wd=[training.weight_decay, 0.0])
     return average.average.module if average else network
 
@@ -171,8 +151,10 @@ def notes(found: Pictures, output: Path) -> Iterator[str]:
         yield f"{plural(len(rows), 'picture')} left out ({some}); all in {path}"
 
 
-def finish(output: Path, network: nn.Module, config: dict[str, Any], last: dict[str, Any]) -> None:
-    """Write the weights, in float32, and how well they do."""
+def finish(output: Path, network: nn.Module, config: dict[str, Any], keeper: PictureKeeper) -> None:
+    """Write the weights, in float32, how well they do, and the curves."""
+    last = keeper.history[-1]
+    draw_curves(output / "curves.png", keeper.history, keeper.judge.measures, {})
     tensors = {name: plain(tensor) for name, tensor in network.state_dict().items()}
     check_finite(tensors, output / FLAT_WEIGHTS)
     scores = {name: last[name] for name in ("epoch", "accuracy", "validation_loss")}

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
+from torch import Tensor
 
 from cov3d.commit import commit_json
 from cov3d.console import say
-from cov3d.errors import Cov3dError
-from cov3d.runs import CONFIG, RUN_FILES
+from cov3d.runs import CONFIG, clear_run
 from cov3d.tables import write_table
+from cov3d.training.scorer import Measure, Scorer, Scores
 
 HISTORY = "history.csv"
 FAILURES = "failures.csv"
@@ -48,14 +47,33 @@ def rate_at(epoch: float, step: float, epochs: int, warmup: float, highest: floa
     return final + (highest - final) * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup))) / 2
 
 
-class PictureEpochs(Callback):
-    """Scores each epoch and writes the history; the first epoch's end takes an earlier run's place in the folder."""
+class PictureScorer(Scorer):
+    """How many pictures are called right, by their likeliest class."""
 
-    order = 60  # after everything that changes a batch
+    measures = {"pictures": Measure("accuracy", "accuracy", "accuracy")}  # noqa: RUF012
 
-    def __init__(self, folder: Path, config: dict[str, Any]):
+    def __init__(self, classes: int):
+        self.noted_of_none = (torch.empty(0, classes), torch.empty(0, dtype=torch.long))
+        self.begin()
+
+    def noted(self, answers: Any, batch: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return answers.float(), batch[0]
+
+    def scores(self) -> Scores:
+        logits, classes = self.seen()
+        right = (logits.argmax(1) == classes).float().mean()
+        return {"pictures": {"loss": float(F.cross_entropy(logits, classes)), "accuracy": float(right)}}
+
+    def columns(self, scores: Scores) -> dict[str, Any]:
+        return {"validation_loss": scores["pictures"]["loss"], "accuracy": scores["pictures"]["accuracy"]}
+
+
+class PictureKeeper:
+    """Writes the history of each epoch; the first one's end takes an earlier run's place in the folder."""
+
+    def __init__(self, folder: Path, config: dict[str, Any], classes: int):
         self.folder, self.config = folder, config
-        self.step: Callable[[str], None] = lambda text: None  # a progress' own, once there is one
+        self.judge = PictureScorer(classes)
         self.history: list[dict[str, Any]] = []
 
     def state_dict(self) -> list[dict[str, Any]]:
@@ -66,38 +84,9 @@ class PictureEpochs(Callback):
         """Go on with a history."""
         self.history = state
 
-    def before_epoch(self) -> None:
-        """Start the clock and the lists."""
-        self.begin = time.monotonic()
-        self.losses: list[float] = []
-        self.logits: list[torch.Tensor] = []
-        self.labels: list[torch.Tensor] = []
-
-    def after_batch(self) -> None:
-        """Note the loss, and in validation the answers."""
-        if not self.learn.training:
-            self.logits.append(self.learn.pred.detach().float().cpu())
-            self.labels.append(self.learn.yb[0].cpu())
-            return
-        loss = self.learn.loss.item()
-        if not math.isfinite(loss):
-            raise Cov3dError(
-                f"the loss became {loss} in epoch {self.learn.epoch + 1}; lower --learning-rate, or --precision fp32"
-            )
-        self.losses.append(loss)
-        self.step(f"epoch {self.learn.epoch + 1}, loss {loss:.3f}")
-
-    def after_epoch(self) -> None:
+    def end_epoch(self, row: dict[str, Any], model: torch.nn.Module, seconds: float) -> None:
         """Score, write, say."""
-        logits, labels = torch.cat(self.logits), torch.cat(self.labels)
-        row = {
-            "epoch": self.learn.epoch + 1,
-            "learning_rate": self.learn.opt.hypers[-1]["lr"],
-            "train_loss": float(np.mean(self.losses)),
-            "validation_loss": float(F.cross_entropy(logits, labels)),
-            "accuracy": float((logits.argmax(1) == labels).float().mean()),
-            "seconds": round(time.monotonic() - self.begin, 2),
-        }
+        row = {**row, **self.judge.columns(self.judge.scores()), "seconds": round(seconds, 2)}
         if not self.history:
             self._begin()
         self.history = [*self.history, row]
@@ -109,7 +98,6 @@ class PictureEpochs(Callback):
 
     def _begin(self) -> None:
         """Take the place of an earlier run: only now, when an epoch is done and all that could fail at once has not."""
-        for name in RUN_FILES:
-            (self.folder / name).unlink(missing_ok=True)
+        clear_run(self.folder)
         commit_json(self.folder / CONFIG, self.config)
         say("epoch  train loss  valid loss  accuracy  seconds")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback
 from PIL import Image
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
@@ -25,8 +25,11 @@ from cov3d.config import Machine, Training
 from cov3d.config.pictures import PictureSettings
 from cov3d.errors import Cov3dError, ScanError
 from cov3d.nets.convnext import DEVIATION, MEAN
+from cov3d.stopping import ignore_stops
 from cov3d.training.loaders import Loaders
+from cov3d.training.order import Order, Place, generator_of
 from cov3d.training.pictures_found import Picture, Pictures, open_picture
+from cov3d.training.ranks import ALONE, Ranks
 
 MAGNITUDES = 11  # 0 … 10
 
@@ -36,17 +39,19 @@ Vary = Callable[[Image.Image], Tensor]
 class PictureFiles(Dataset):
     """Pictures as tensors: float ``(1, H, W)`` in [0, 1], and the class as a number."""
 
-    def __init__(self, pictures: Sequence[Picture], vary: Vary):
-        self.pictures = pictures
-        self.vary = vary
+    def __init__(self, pictures: Sequence[Picture], vary: Vary, seed: int = 0):
+        self.pictures, self.vary, self.seed = pictures, vary, seed
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        picture = self.pictures[index]
+    def __getitem__(self, place: Place) -> tuple[Tensor, int]:
+        """A picture, varied by seed, epoch and number alone."""
+        picture = self.pictures[place.row]
         try:
-            return self.vary(open_picture(picture.path)), picture.label
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(generator_of(self.seed, *place).initial_seed())
+                return self.vary(open_picture(picture.path)), picture.label
         except ScanError as error:
             raise Cov3dError(f"{error}; it opened before the training began, so say --resume once it is back") from None
 
@@ -124,21 +129,32 @@ class Mix(Callback):
 
 
 def picture_loaders(
-    found: Pictures, settings: PictureSettings, training: Training, machine: Machine, device: torch.device
+    found: Pictures,
+    settings: PictureSettings,
+    training: Training,
+    machine: Machine,
+    device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> Loaders:
-    """Training batches in an order drawn from the seed, an incomplete last one dropped; validation in order."""
+    """Training batches in an order drawn from the seed; validation in order.
+
+    Decoding and varying pictures is work for processes. They do not hear the signals that ask the run to stop: a scheduler's
+    go to all processes, and what is under way has to be saved first.
+    """
     gpu = device.type == "cuda"
     common: dict[str, Any] = {
-        "batch_size": training.batch_size,
         "num_workers": min(machine.processes, 16) if gpu else 0,
         "pin_memory": gpu,
+        "worker_init_fn": ignore_stops,
     }
-    order = torch.Generator().manual_seed(training.seed)
-    train = PictureFiles(found.train, varied(settings))
-    few = len(train) <= training.batch_size
-    return Loaders(
-        DataLoader(train, shuffle=True, generator=order, drop_last=not few, **common),
-        DataLoader(PictureFiles(found.validation, plain(settings)), **common),
-        device,
-        order,
+    parts = (found.train, found.validation)
+    train, valid = (
+        Order(len(pictures), training.batch_size, training.seed, shuffled, ranks)
+        for pictures, shuffled in zip(parts, (True, False), strict=True)
     )
+    loaders = [
+        DataLoader(PictureFiles(pictures, vary, training.seed), batch_sampler=order, generator=Generator(), **common)
+        for pictures, vary, order in zip(parts, (varied(settings), plain(settings)), (train, valid), strict=True)
+    ]
+    names = ([found.name(picture) for picture in pictures] for pictures in parts)
+    return Loaders(loaders[0], loaders[1], device, (train, valid), (next(names), next(names)))

@@ -9,12 +9,11 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from cov3d.config import Machine, Method, Preprocessing, Pretraining, RunSettings, recorded
+from cov3d.config import Machine, Method, Preprocessing, Pretraining, RunSettings, Saving, recorded
 from cov3d.console import few, plural, say
 from cov3d.errors import SettingError, StudyError
 from cov3d.labels import SEVERITY, UNKNOWN
 from cov3d.nets.build import CLASSES, MASKS, Heads
-from cov3d.nets.inputs import pick_device
 from cov3d.nets.model import Model
 from cov3d.recipes import METHODS
 from cov3d.runs import PRETRAINED
@@ -29,8 +28,10 @@ from cov3d.training.keeper import Keeper, choice_of
 from cov3d.training.loaders import loaders
 from cov3d.training.loss import loss_of
 from cov3d.training.pseudo import load_teacher, pseudo_masks
+from cov3d.training.ranks import Ranks
+from cov3d.training.session import Session, session
 from cov3d.training.split import Split, split_any
-from cov3d.training.train import Run, check_run_folder, fill_caches, prepare_study, start_network
+from cov3d.training.train import Run, check_run_folder, fill_caches, first_fills, prepare_study, start_network
 
 HELD_OUT = {"segmentation": 0.15, "segmia": 0.15, "multitask": 0.3}  # where a study has no validation scans of its own
 OUTCOMES = {0: 1, 1: len(SEVERITY)}  # a study that knows but an outcome: none is learnt as mild, one as critical
@@ -46,6 +47,7 @@ def pretrain(
     output_dir: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    saving: Saving | None = None,
 ) -> Run:
     """Train a network to draw lesion masks, or to draw them and grade severity; its file is what ``train --weights`` takes.
 
@@ -58,38 +60,67 @@ def pretrain(
         SettingError: settings that exclude each other, or an output that exists.
         StudyError: no masks, or no severities, to learn from.
         ModelError: a teacher that draws no masks.
+        Stopped: a signal, or the end of its time; all is saved.
         Cov3dError: no room on the device or disk, or a loss that is no number.
     """
     if method not in HELD_OUT:
         known = f"expected {', '.join(HELD_OUT)}; pictures are learnt by cov3d.pretrain_pictures"
         raise SettingError(f"there is no way of pretraining with masks called {method!r}; {known}")
-    machine, how = machine or Machine(), pretraining or Pretraining()
+    how = pretraining or Pretraining()
     how.check_used(method)
     settings = graded(settings or METHODS[method].settings(task="severity"))
     folder = Path(output_dir or PRETRAINED / method)
-    device = pick_device(machine.device)
-    precision = pick_precision(settings.training.precision, device)
-    teacher = load_teacher(how.teacher, device) if how.teacher else None
+    machine = machine or Machine()
+    with session(machine, saving, resume) as here:
+        return _pretrain(study, method, settings, how, machine, cache, folder, here, overwrite)
+
+
+def _pretrain(
+    study: Study,
+    method: Method,
+    settings: RunSettings,
+    how: Pretraining,
+    machine: Machine,
+    cache: str | Path,
+    folder: Path,
+    here: Session,
+    overwrite: bool,
+) -> Run:
+    precision = pick_precision(settings.training.precision, here.device)
+    teacher = load_teacher(how.teacher, here.device) if how.teacher else None
     study = prepare_study(study, settings)
     wanted = wanted_split(study, method, settings)
-    check_run_folder(folder, overwrite, resume)
+    check_run_folder(folder, overwrite, here.resume)
     heads: Heads = (CLASSES, MASKS) if method == "multitask" else (MASKS,)
-    network = start_network(settings, device, heads)
-    caches = fill_caches(wanted, settings, cache, machine)
-    masks = mask_caches(wanted, caches, settings, how, teacher, cache, machine)
+    network = start_network(settings, here.device, heads)
+    caches = fill_caches(wanted, settings, cache, machine, here.ranks)
+    masks = mask_caches(wanted, caches, settings, how, teacher, cache, machine, here.ranks)
+    split = masked_split(wanted, caches, masks, method, how)
+    about = {"method": method, "teacher": teacher.sha256 if teacher else None}
+    summary = {**summarise(study, split, settings), **about}
+    described = describe(study, settings, machine, summary, here.ranks.size)
+    config = {**described, "pretraining": {**recorded(how), **about}}
+    choice = choice_of(wanted, split, settings.training.keep == "last")
+    keeper = Keeper(folder, judge_of(split, method), settings, config, choice, heads)
+    data = loaders(caches, split, settings.training, machine, here.device, masks, here.ranks)
+    loss = LesionLoss(loss_of(split.train, settings) if method == "multitask" else None, how.weights_of_tasks)
+    fit_network(network, data, loss, keeper, settings, precision, name_of(config, split, caches, masks), here)
+    return Run(folder, {scan: cause for c in (*caches, *masks) for scan, cause in c.failures.items()})
+
+
+def masked_split(
+    wanted: Split, caches: tuple[Cache, Cache], masks: tuple[Cache, Cache], method: Method, how: Pretraining
+) -> Split:
+    """The scans that are there with their masks; what is to be said of these is said.
+
+    Raises:
+        StudyError: too few.
+    """
     split = wanted.only({scan for part in masks for scan in part.entries} & {s for c in caches for s in c.entries})
     check_enough(split, masks, method, how)
     for note in odd_masks(split, masks):
         say(f"note: {note}")
-    about = {"method": method, "teacher": teacher.sha256 if teacher else None}
-    summary = {**summarise(study, split, settings), **about}
-    config = {**describe(study, settings, machine, summary), "pretraining": {**recorded(how), **about}}
-    choice = choice_of(wanted, split, settings.training.keep == "last")
-    keeper = Keeper(folder, judge_of(split, method), settings, config, choice, heads)
-    data = loaders(caches, split, settings.training, machine, device, masks)
-    loss = LesionLoss(loss_of(split.train, settings) if method == "multitask" else None, how.weights_of_tasks)
-    fit_network(network, data, loss, keeper, settings, precision, name_of(config, split, caches, masks), resume)
-    return Run(folder, {scan: cause for c in (*caches, *masks) for scan, cause in c.failures.items()})
+    return split
 
 
 def graded(settings: RunSettings) -> RunSettings:
@@ -155,13 +186,17 @@ def mask_caches(
     teacher: Model | None,
     cache: str | Path,
     machine: Machine,
+    ranks: Ranks,
 ) -> tuple[Cache, Cache]:
     """The masks of training and of validation scans, beside the caches of these."""
 
     def made(rows: tuple[Row, ...], beside: Cache, preprocessing: Preprocessing) -> Cache:
-        if teacher is None:
-            return fill_masks(rows, preprocessing, cache, machine, settings.reading, how.mask_labels)
-        return pseudo_masks(rows, beside, preprocessing, teacher, how, settings.reading, machine)
+        def fill() -> Cache:
+            if teacher is None:
+                return fill_masks(rows, preprocessing, cache, machine, settings.reading, how.mask_labels)
+            return pseudo_masks(rows, beside, preprocessing, teacher, how, settings.reading, machine)
+
+        return first_fills(fill, ranks)
 
     larger = settings.augmentation.to_cache(settings.preprocessing)
     if larger == settings.preprocessing:

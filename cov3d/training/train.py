@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,23 +10,24 @@ from typing import Any
 import torch
 
 from cov3d.commit import check_writable
-from cov3d.config import Machine, RunSettings
-from cov3d.console import say
-from cov3d.errors import SettingError
+from cov3d.config import Machine, Preprocessing, RunSettings, Saving
+from cov3d.console import few, say
+from cov3d.errors import Cov3dError, SettingError
 from cov3d.nets.build import CLASSES, Heads, build
-from cov3d.nets.inputs import pick_device
 from cov3d.nets.upernet import Segmenter
 from cov3d.nets.weights import go_on, start_from
 from cov3d.runs import PLAN, RUN_FILES, STATE
 from cov3d.scans.cache import Cache, fill_cache
 from cov3d.scans.series import every_series, with_patients
-from cov3d.scans.study import Study
+from cov3d.scans.study import Row, Study
 from cov3d.training.description import describe, name_of, summarise
 from cov3d.training.fit import fit_network, pick_precision, seed_everything
 from cov3d.training.judge import ClassJudge
 from cov3d.training.keeper import Keeper, choice_of
 from cov3d.training.loaders import loaders
 from cov3d.training.loss import loss_of
+from cov3d.training.ranks import ALONE, Ranks
+from cov3d.training.session import Session, session
 from cov3d.training.split import Split, check_trainable, everything, learnt_from, split_rows, unused
 
 
@@ -47,17 +48,20 @@ def train(
     overwrite: bool = False,
     all_data: bool = False,
     resume: bool = False,
+    saving: Saving | None = None,
 ) -> Run:
     """Fit a network and keep its best epoch for the task; preprocess first what the cache lacks.
 
     With ``all_data`` every labelled scan trains, the last epoch is kept, and nothing is scored. With ``resume`` a run that
-    was stopped goes on after its last whole epoch, as if it had not been stopped.
+    was stopped goes on where it was saved last, as if it had not been stopped. Under torchrun, all its processes train
+    together.
 
     Writes the run's folder (default ``outputs/TASK``): models, settings, history, curves, validation predictions.
 
     Raises:
         SettingError: settings that exclude each other, or an output that exists.
         StudyError: labels from which the task cannot be learnt.
+        Stopped: a signal, or the end of its time; all is saved.
         Cov3dError: no room on the device or disk, or a loss that is no number.
     """
     settings, machine = settings or RunSettings(), machine or Machine()
@@ -68,9 +72,10 @@ def train(
         raise SettingError("--all-data holds no scans out, so leave --keep best and --validation-fraction out")
     if all_data:
         settings = replace(settings, training=replace(settings.training, keep="last"))
-    study = prepare_study(study, settings)
-    split = everything(study.rows) if all_data else split_rows(study.rows, settings.training)
-    return train_split(study, split, settings, machine, cache, folder, overwrite, resume=resume)
+    with session(machine, saving, resume) as here:
+        study = prepare_study(study, settings)
+        split = everything(study.rows) if all_data else split_rows(study.rows, settings.training)
+        return train_split(study, split, settings, machine, cache, folder, here, overwrite)
 
 
 def prepare_study(study: Study, settings: RunSettings) -> Study:
@@ -88,46 +93,66 @@ def train_split(
     machine: Machine,
     cache: str | Path,
     folder: Path,
+    here: Session,
     overwrite: bool = False,
     about: Mapping[str, Any] | None = None,
-    resume: bool = False,
 ) -> Run:
     """Fit a network to the training scans of a split, and keep one epoch; see :func:`train`.
 
     ``about`` is what the model file says of its training besides.
     """
-    device = pick_device(machine.device)
-    precision = pick_precision(settings.training.precision, device)
+    precision = pick_precision(settings.training.precision, here.device)
     wanted = learnt_from(split, settings)
     keep_last = settings.training.keep == "last"
     check_trainable(wanted, settings.task, choosing=not keep_last)
-    check_run_folder(folder, overwrite, resume)
-    network = start_network(settings, device)
-    caches = fill_caches(wanted, settings, cache, machine)
+    check_run_folder(folder, overwrite, here.resume)
+    network = start_network(settings, here.device)
+    caches = fill_caches(wanted, settings, cache, machine, here.ranks)
     split = wanted.only({scan for filled in caches for scan in filled.entries})
     notes = [*unused(study.rows, wanted), *check_trainable(split, settings.task, choosing=not keep_last)]
     for note in dict.fromkeys([*notes, *(text for filled in caches for text in _failed(filled))]):
         say(f"note: {note}")
     summary = {**summarise(study, split, settings), "all_data": not wanted.validation, **(about or {})}
-    config = describe(study, settings, machine, summary)
+    config = describe(study, settings, machine, summary, here.ranks.size)
     judge = ClassJudge(split.validation, settings.task)
     keeper = Keeper(folder, judge, settings, config, choice_of(wanted, split, keep_last))
-    data = loaders(caches, split, settings.training, machine, device)
+    data = loaders(caches, split, settings.training, machine, here.device, ranks=here.ranks)
     loss = loss_of(split.train, settings)
-    fit_network(network, data, loss, keeper, settings, precision, name_of(config, split, caches), resume)
+    fit_network(network, data, loss, keeper, settings, precision, name_of(config, split, caches), here)
     return Run(folder, {scan: cause for filled in caches for scan, cause in filled.failures.items()})
 
 
-def fill_caches(split: Split, settings: RunSettings, cache: str | Path, machine: Machine) -> tuple[Cache, Cache]:
+def fill_caches(
+    split: Split, settings: RunSettings, cache: str | Path, machine: Machine, ranks: Ranks = ALONE
+) -> tuple[Cache, Cache]:
     """The caches of training and of validation scans: two where training scans are cropped from larger ones, else one."""
+
+    def filled(rows: Sequence[Row], preprocessing: Preprocessing) -> Cache:
+        return first_fills(lambda: fill_cache(rows, preprocessing, cache, machine, settings.reading), ranks)
+
     larger = settings.augmentation.to_cache(settings.preprocessing)
     if larger == settings.preprocessing:
-        filled = fill_cache(split.rows, larger, cache, machine, settings.reading)
-        return filled, filled
-    return (
-        fill_cache(split.train, larger, cache, machine, settings.reading),
-        fill_cache(split.validation, settings.preprocessing, cache, machine, settings.reading),
-    )
+        one = filled(split.rows, larger)
+        return one, one
+    return filled(split.train, larger), filled(split.validation, settings.preprocessing)
+
+
+def first_fills(fill: Callable[[], Cache], ranks: Ranks) -> Cache:
+    """A cache that the first process fills, with all the cores there are, while the others wait for it to take it as it is.
+
+    Raises:
+        Cov3dError: they do not see what the first one has made.
+    """
+    if ranks.first:
+        made = fill()
+        ranks.gather({"entries": list(made.entries), "failures": made.failures})
+        return made
+    told, found = ranks.gather(None)[0], fill()
+    if unseen := [scan for scan in told["entries"] if scan not in found.entries]:
+        raise Cov3dError(
+            f"{found.folder} does not hold {few(unseen)} here; --cache must be a folder that all machines share"
+        )
+    return replace(found, entries={scan: found.entries[scan] for scan in told["entries"]}, failures=told["failures"])
 
 
 def start_network(settings: RunSettings, device: torch.device, heads: Heads = (CLASSES,)) -> torch.nn.Module:

@@ -33,6 +33,7 @@ from conftest import smooth_volume, write_nifti, write_slices
 from PIL import Image, ImageFile
 
 from cov3d import Machine, Preprocessing, console, fill_cache, preprocess, read, read_study
+from cov3d.commit import locked
 from cov3d.config import Reading
 from cov3d.errors import ScanError
 from cov3d.forms import write_dicom
@@ -788,11 +789,13 @@ def test_a_cached_tensor_takes_its_own_room_only(filled: cache.Cache):
     assert 20 * 32 * 32 < tensor_file(filled).stat().st_size < 20 * 32 * 32 + 4096
 
 
-def test_leftovers_of_a_killed_run_are_swept_when_they_are_old(filled: cache.Cache, tmp_path: Path):
-    old, young = filled.folder / ".tmp-old", filled.folder / ".tmp-young"
-    for file in (old, young):
+def test_leftovers_of_a_killed_run_are_swept_at_once_and_what_is_being_written_stays(
+    filled: cache.Cache, tmp_path: Path
+):
+    left, written = filled.folder / ".tmp-left", filled.folder / ".tmp-written"
+    for file in (left, written):
         file.write_bytes(b"half")
-    os.utime(old, (1, 1))
-    assert fill(tmp_path).made == 0
-    assert (old.exists(), young.exists()) == (False, True)
-    assert young.name not in (filled.folder / "manifest.csv").read_text()
+    with locked(written):
+        assert fill(tmp_path).made == 0
+        assert (left.exists(), written.exists()) == (False, True)
+    assert written.name not in (filled.folder / "manifest.csv").read_text()

@@ -1,0 +1,171 @@
+"""Several processes that train one network: ``torchrun --nproc-per-node 8 -m cov3d train …``.
+
+Each computes the gradients of its share of every batch; their sum, weighted by the shares, is the gradient of the whole batch.
+So a run of two processes with batches of 2 takes the steps of one process with batches of 4. What else they tell each other
+is small, and goes over gloo even between GPUs: its connections break when a process dies, so that nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cov3d.console import say, set_quiet
+from cov3d.errors import Cov3dError, SettingError
+from cov3d.nets.inputs import pick_device
+
+LONGEST = timedelta(days=7)  # that the others wait while one makes a cache
+LONGEST_STEP = timedelta(minutes=30)
+GONE = (
+    "another process of this training has ended, so this one does, too; its own message says why; run the same command "
+    "with --resume to go on after what was saved last"
+)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of the processes this is. One alone, without any of torch's means, if nothing is said."""
+
+    rank: int = 0
+    size: int = 1
+    gradients: Any = None  # the group that gradients go over, if not the default one
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and speaks."""
+        return self.rank == 0
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Whether any process says so, for each flag."""
+        return [number > 0 for number in self.sum(*map(float, flags))]
+
+    def sum(self, *numbers: float) -> list[float]:
+        """The sum over processes of each number."""
+        if self.size == 1:
+            return list(numbers)
+        told = torch.tensor(numbers, dtype=torch.float64)
+        self._sum(told)
+        return told.tolist()
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Make each tensor the sum over processes, all of them in one message for each type of number."""
+        if self.size == 1:
+            return
+        for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
+            alike = [tensor for tensor in tensors if tensor.dtype == dtype]
+            flat = torch.cat([tensor.reshape(-1) for tensor in alike])
+            self._sum(flat, self.gradients)
+            for tensor, summed in zip(alike, flat.split([tensor.numel() for tensor in alike]), strict=True):
+                tensor.copy_(summed.view_as(tensor))
+
+    def gather(self, content: Any) -> list[Any]:
+        """What each process has to say, in JSON, by rank."""
+        if self.size == 1:
+            return [content]
+        data = torch.frombuffer(bytearray(json.dumps(content).encode()), dtype=torch.uint8)
+        return [json.loads(part.numpy().tobytes()) for part in self.gather_rows(data)]
+
+    def gather_rows(self, rows: Tensor) -> list[Tensor]:
+        """The tensors ``(n, …)`` of all processes, by rank; they differ in n only."""
+        if self.size == 1:
+            return [rows]
+        counts = [torch.zeros(1, dtype=torch.long) for _ in range(self.size)]
+        with _others():
+            dist.all_gather(counts, torch.tensor([len(rows)]))
+            longest = int(max(counts))
+            padded = rows.new_zeros(longest, *rows.shape[1:])
+            padded[: len(rows)] = rows
+            parts = [torch.empty_like(padded) for _ in range(self.size)]
+            dist.all_gather(parts, padded)
+        return [part[: int(count)] for part, count in zip(parts, counts, strict=True)]
+
+    def gather_shares(self, rows: Tensor) -> Tensor:
+        """Rows ``(N, …)`` in their order, of which each process has every ``size``-th."""
+        parts = self.gather_rows(rows)
+        whole = rows.new_zeros(sum(map(len, parts)), *rows.shape[1:])
+        for rank, part in enumerate(parts):
+            whole[rank :: self.size] = part
+        return whole
+
+    def wait(self) -> None:
+        """Until all are here."""
+        self.any(False)
+
+    def _sum(self, tensor: Tensor, group: Any = None) -> None:
+        with _others():
+            dist.all_reduce(tensor, group=group)
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Ranks]:
+    """The processes that torchrun has started, if it has; all but the first are quiet.
+
+    Raises:
+        Cov3dError: the others are not there.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield ALONE
+        return
+    try:
+        dist.init_process_group("gloo", timeout=LONGEST)
+        gradients = dist.new_group(backend="nccl", timeout=LONGEST_STEP) if device.type == "cuda" else None
+    except (ValueError, RuntimeError) as error:
+        raise Cov3dError(
+            f"the {size} processes of torchrun do not find each other; start them by torchrun -m cov3d, each with the same "
+            "command, and see that the machines reach each other"
+        ) from error
+    ranks = Ranks(dist.get_rank(), size, gradients)
+    if not ranks.first:
+        set_quiet(True)
+    try:
+        say(f"{size} processes train together")
+        yield ranks
+    finally:
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
+
+
+def device_of_rank(name: str) -> torch.device:
+    """The device that ``--device`` means for this of torchrun's processes: a GPU each.
+
+    Raises:
+        SettingError: more processes than GPUs, or one GPU for all.
+    """
+    device = pick_device(name)
+    local, size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device.type != "cuda" or size == 1:
+        return device
+    if device.index is not None:
+        raise SettingError(
+            f"--device {name} is one GPU for {size} processes; leave it at auto, so that each has its own"
+        )
+    if size > torch.cuda.device_count():
+        raise SettingError(
+            f"{size} processes on a machine with {torch.cuda.device_count()} GPUs; say torchrun --nproc-per-node "
+            f"{torch.cuda.device_count()}"
+        )
+    return torch.device("cuda", local)
+
+
+@contextmanager
+def _others() -> Iterator[None]:
+    """A broken connection as a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise Cov3dError(GONE) from error

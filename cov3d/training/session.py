@@ -1,0 +1,49 @@
+"""How this process takes part in a run: beside which others, from where on, how often it saves, and until when."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from cov3d.config import Machine, Saving
+from cov3d.stopping import Asked, asked_to_stop
+from cov3d.training.ranks import ALONE, Ranks, device_of_rank, joined
+
+
+@dataclass(frozen=True)
+class Session:
+    """One process's part in a run; alone, on its device, from the beginning to the end, if nothing is said."""
+
+    device: torch.device
+    ranks: Ranks = ALONE
+    saving: Saving = Saving()
+    resume: bool = False
+    begun: float = field(default_factory=time.monotonic)
+
+    def asked_to_stop(self) -> AbstractContextManager[Asked]:
+        """True from the moment at which the run is asked to end, or its time is up."""
+        hours = self.saving.max_hours
+        end = None if hours is None else self.begun + 3600 * hours
+        return asked_to_stop(end, f"--max-hours {hours:g}" if hours is not None else "")
+
+    def resumed(self, resume: bool) -> Session:
+        """The same, which goes on with what is saved or does not."""
+        return replace(self, resume=resume)
+
+
+@contextmanager
+def session(machine: Machine, saving: Saving | None, resume: bool) -> Iterator[Session]:
+    """A session beside the other processes that torchrun has started, if it has.
+
+    Raises:
+        SettingError: a device that is not there.
+        Cov3dError: the others are not there.
+    """
+    begun = time.monotonic()
+    device = device_of_rank(machine.device)
+    with joined(device) as ranks:
+        yield Session(device, ranks, saving or Saving(), resume, begun)
