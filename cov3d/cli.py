@@ -60,7 +60,9 @@ ResumeOption = Annotated[
 ]
 ShardOption = Annotated[
     str | None,
-    typer.Option(metavar="I/N", help="This process's share, from 0/N.", show_default="torchrun's or Slurm's environment"),
+    typer.Option(
+        metavar="I/N", help="This process's share, from 0/N.", show_default="torchrun's or Slurm's environment"
+    ),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote.")]
 
@@ -93,7 +95,8 @@ def _guarded(run: Callable[..., int | None], stopped: str) -> Callable[..., None
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = DONE
         except Stopped as stop:
-            complain(str(stop))
+            if str(stop):  # of several processes one speaks
+                complain(str(stop))
             code = STOPPED
         except Cov3dError as error:
             if values["debug"]:

@@ -11,13 +11,19 @@ from contextlib import contextmanager
 
 SECONDS_BETWEEN_LINES = 10.0
 NAMES_SHOWN = 5
-_quiet = False
+_quiet = _mute = False
 
 
 def set_quiet(quiet: bool) -> None:
     """Show errors and results only."""
     global _quiet
     _quiet = quiet
+
+
+def mute() -> None:
+    """Show errors only: another process speaks for all."""
+    global _quiet, _mute
+    _quiet = _mute = True
 
 
 def say(message: str) -> None:
@@ -36,6 +42,8 @@ def complain(message: str) -> None:
 
 def show(result: str) -> None:
     """Print a result on standard output."""
+    if _mute:
+        return
     for line in result.split("\n"):
         print(printable(line), flush=True)  # noqa: T201
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
@@ -54,6 +55,29 @@ def kill_at_random(
     if process.returncode:
         raise Failed(f"exit {process.returncode}: {said}")
     return True
+
+
+def kill_call_at_random(target: Callable[..., None], arguments: Sequence[object], seed: int, longest: float) -> bool:
+    """The same of a function, in a process that is forked from one that has imported everything: it begins at once.
+
+    What it starts in its turn is not in its group, and must end by itself. ``target`` stands in a module that can be imported.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cov3d.scans.cache", "cov3d.results.infer", "cov3d.training.train"])
+    process = context.Process(target=_alone, args=(target, *arguments))
+    process.start()
+    process.join(random.Random(seed).uniform(0, longest))
+    finished = process.exitcode is not None
+    process.kill()
+    process.join()
+    if finished and process.exitcode:
+        raise Failed(f"exit {process.exitcode}")
+    return finished
+
+
+def _alone(target: Callable[..., None], *arguments: object) -> None:
+    os.setsid()
+    target(*arguments)
 
 
 def end_group(process: subprocess.Popen[str]) -> None:

@@ -132,7 +132,7 @@ def test_loading_what_a_user_hands_over_never_unpickles(tmp_path: Path):
 def _with_tests_path() -> dict[str, str]:
     import os
 
-    return {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    return {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}"}
 
 
 AUDIT = """

@@ -70,7 +70,7 @@ def unclaimed(path: Path) -> Iterator[None]:
     descriptor = None
     if fcntl is not None:
         with contextlib.suppress(OSError):  # not there, or not ours to open: reading it will say so
-            descriptor = _lock(path, os.O_RDONLY, fcntl.LOCK_SH)
+            descriptor = _lock(path, os.O_RDONLY | os.O_NONBLOCK, fcntl.LOCK_SH)  # who opens a pipe waits for ever
     try:
         yield
     finally:

@@ -63,7 +63,7 @@ def check_output(output: Path, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise SettingError("--resume keeps what is there and --overwrite does not; say one of them")
     with unclaimed(output):
-        if is_filled(output) and not (resume or overwrite):
+        if output.exists() and not (resume or overwrite):
             raise SettingError(
                 f"{output} exists; say --resume to go on with it, --overwrite to begin again, or another --output"
             )

@@ -62,7 +62,7 @@ def collect(
         Cov3dError: a part, or a scan of it, is missing. Nothing is written then.
     """
     output, named = Path(output), list(scans)
-    if is_filled(output) and not overwrite:
+    if output.exists() and not overwrite:
         raise SettingError(f"{output} exists; say --overwrite to join its parts again")
     parts = _read_parts(output)
     rows = {k: row for part in parts for k, row in part.rows.items()}

@@ -22,7 +22,7 @@ from cov3d.commit import commit, commit_json
 from cov3d.config import Preprocessing, Reading, from_dict, to_dict
 from cov3d.errors import ScanError
 from cov3d.scans.boundary import patiently
-from cov3d.scans.fingerprint import check_unchanged, content_fingerprint, sha256, stat_fingerprint
+from cov3d.scans.fingerprint import check_unchanged, content_fingerprint, stat_fingerprint
 from cov3d.scans.mask import mask_remarks, prepare_mask, read_mask
 from cov3d.scans.preprocess import prepare
 from cov3d.scans.read import read
@@ -120,7 +120,7 @@ def _mask_made(job: Job) -> tuple[np.ndarray, Scan, tuple[str, ...]]:
 
 
 def _read(job: Job) -> Scan:
-    return read(Path(job["path"]), from_dict(Reading, job["reading"], "job"))
+    return read(Path(job["path"]), _reading(job))
 
 
 @contextmanager
@@ -151,9 +151,8 @@ def _check_unchanged(job: Job, before: str) -> None:
 
 def _touched(job: Job, fingerprint: str, content: str) -> Entry | None:
     """The entry that is there, with a new fingerprint, if files were touched and not changed."""
-    reading = from_dict(Reading, job["reading"], "job")
     old = read_entry(_entry_file(job))
-    if old and _forgiven(old, reading) and old["content"] == content and read_tensor(job, old) is not None:
+    if old and _forgiven(old, job) and old["content"] == content and read_tensor(job, old) is not None:
         return {**old, "fingerprint": fingerprint}
     return None
 
@@ -181,15 +180,18 @@ def _write(job: Job, array: np.ndarray, made_from: Entry, remarks: Sequence[str]
 
 
 def _save(path: Path, array: np.ndarray) -> dict[str, Any]:
-    commit(path, lambda file: torch.save(torch.from_numpy(array), file))
-    return {"sha256": sha256(path), "bytes": path.stat().st_size}
+    """Write a tensor; what vouches for it is of what was to be written, whatever lies on the disk by then."""
+    file = io.BytesIO()
+    torch.save(torch.from_numpy(array), file)
+    data = file.getbuffer()
+    commit(path, lambda out: out.write(data))
+    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
 
 def current_entry(job: Job) -> Entry | None:
     """The entry of a scan, if it is there, its file of the right size, and made from the files as they are."""
     entry = read_entry(_entry_file(job))
-    reading = from_dict(Reading, job["reading"], "job")
-    if entry is None or not _is_whole(Path(job["folder"]), entry) or not _forgiven(entry, reading):
+    if entry is None or not _is_whole(Path(job["folder"]), entry) or not _forgiven(entry, job):
         return None
     try:
         current = _of_files(stat_fingerprint, job)
@@ -238,9 +240,13 @@ def _shape(job: Job) -> tuple[int, int, int]:
     return _settings(job).shape
 
 
-def _forgiven(entry: Entry, reading: Reading) -> bool:
+def _reading(job: Job) -> Reading:
+    return from_dict(Reading, job["reading"], "job")
+
+
+def _forgiven(entry: Entry, job: Job) -> bool:
     """Whether a scan with these flaws would be read today."""
-    return all(Flaw(*flaw).forgiven(reading) for flaw in entry["flaws"])
+    return all(Flaw(*flaw).forgiven(_reading(job)) for flaw in entry["flaws"])
 
 
 def _is_whole(folder: Path, entry: Entry) -> bool:

@@ -184,7 +184,9 @@ def advice(sizes: str = "--width or --base-width") -> Iterator[None]:
     try:
         with memory_advice(f"--batch-size (and raise --accumulate to keep the effective batch), {sizes}"):
             yield
-    except Cov3dError as error:  # fastai puts its words before it, a loader's process its traceback; the sentence stands last
+    except (
+        Cov3dError
+    ) as error:  # fastai puts its words before it, a loader's process its traceback; the sentence stands last
         error.args = (re.split(r":\n\t|Cov3dError: ", str(error))[-1].strip(),)
         raise
     except ValueError as error:

@@ -54,12 +54,21 @@ class Order:
 
     def whole(self, batch: int) -> list[int]:
         """The rows of a batch, of all processes together."""
-        size = self.batch_size * self.ranks.size
-        return self._rows()[batch * size : (batch + 1) * size]
+        begin, end = self._bounds(batch)
+        return self._rows()[begin:end]
 
     def share(self, batch: int) -> list[int]:
         """Those of this process that count; in the last batch there may be none."""
         return self.whole(batch)[self.ranks.rank :: self.ranks.size]
+
+    def _bounds(self, batch: int) -> tuple[int, int]:
+        """The last two batches of training share what is left for them, so that none is of one row if it need not be."""
+        size = self.batch_size * self.ranks.size
+        left, last = self.count % size, len(self) - 1
+        bounds = [batch * size, min((batch + 1) * size, self.count)]
+        if self.shuffled and left and batch >= last - 1 >= 0:
+            bounds[last - batch] = (last - 1) * size + (size + left + 1) // 2
+        return bounds[0], bounds[1]
 
     def _rows(self) -> list[int]:
         if not self.shuffled:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cov3d.console import say, set_quiet
+from cov3d.console import mute, say
 from cov3d.errors import Cov3dError, SettingError
 from cov3d.nets.inputs import pick_device
 
@@ -129,7 +129,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         ) from error
     ranks = Ranks(dist.get_rank(), size, gradients)
     if not ranks.first:
-        set_quiet(True)
+        mute()
     try:
         say(f"{size} processes train together")
         yield ranks

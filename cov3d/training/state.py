@@ -130,7 +130,8 @@ class State(Callback):
 
     def _stop(self, batch: int) -> None:
         where = f"after batch {batch} of {len(self.learn.dls.train)} in epoch {self.learn.epoch + 1}"
-        raise Stopped(f"stopped by {self.asked.reason or 'another process'} {where}; say --resume to go on")
+        said = f"stopped by {self.asked.reason or 'another process'} {where}; say --resume to go on"
+        raise Stopped(said if self.session.ranks.first else "")
 
 
 class ResumableLearner(Learner):

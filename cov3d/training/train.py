@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cov3d.commit import check_writable
+from cov3d.commit import check_writable, sweep
 from cov3d.config import Machine, Preprocessing, RunSettings, Saving
 from cov3d.console import few, say
 from cov3d.errors import Cov3dError, SettingError
@@ -187,7 +187,9 @@ def check_run_folder(folder: Path, overwrite: bool, resume: bool = False) -> Pat
     if not (overwrite or resume) and any((folder / name).exists() for name in RUN_FILES):
         further = "--resume to go on with it, " if (folder / STATE).exists() else ""
         raise SettingError(f"{folder} holds a run already; say {further}--overwrite, or another --output-dir")
-    return check_writable(folder)
+    check_writable(folder)
+    sweep(folder)
+    return folder
 
 
 def _failed(filled: Cache) -> list[str]:

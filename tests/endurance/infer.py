@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from cov3d.phantom import write_study
 NET = NetSettings(base_width=4, penultimate=8)
 HEADS = ("classes", "masks")
 OUTPUT = "predictions.csv"
+FOREVER = 86400.0  # seconds
 
 
 @dataclass
@@ -39,36 +42,35 @@ class Tally:
     whole_runs: int = 0
 
 
-def prepare(folder: Path, scans: int, size: int = 64) -> list[str]:
-    """A drawn study and a model in ``folder``; the command that answers the one by the other."""
-    write_study(folder / "study", scans=scans, size=size, seed=1)
+def prepare(folder: Path) -> list[str]:
+    """A model in ``folder``; the words of the command that answers the scans in ``study`` by it."""
     torch.manual_seed(0)
     save_model(folder / "model.safetensors", build(NET, HEADS), NET, Preprocessing(width=32), "both", {}, HEADS)
-    options = [
-        "--model",
-        "model.safetensors",
-        "--masks",
-        "masks",
-        "--resume",
-        "--workers",
-        "2",
-        "--device",
-        "cpu",
-        "--quiet",
-    ]
-    return [sys.executable, "-m", "cov3d", "infer", "study", "--output", OUTPUT, *options]
+    options = "--model model.safetensors --masks masks --resume --workers 2 --device cpu --quiet"
+    return ["infer", "study", "--output", OUTPUT, *options.split()]
 
 
-def endure(folder: Path, command: list[str], kills: int, seed: int = 0) -> Tally:
-    """Kill the command so many times; raise AssertionError if anything is lost, doubled, different or left behind."""
-    env = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def run_here(folder: str, words: list[str]) -> None:
+    """The command in this process."""
+    from cov3d.cli import app
+
+    os.chdir(folder)
+    app(words)
+
+
+def endure(folder: Path, attempt: Callable[[int, float], bool], kills: int, seed: int = 0) -> Tally:
+    """Begin again and again; raise AssertionError if anything is lost, doubled, different or left behind.
+
+    ``attempt`` runs the command in ``folder``, kills it by chance (a seed) within so many seconds, and says whether it had
+    finished before.
+    """
     begin = time.monotonic()
-    assert kill_at_random(command, folder, seed, 3600, env, shortest=3600), "the undisturbed run takes an hour"
+    _finish(attempt)
     longest = time.monotonic() - begin
     undisturbed, tally, before = take_away(folder), Tally(), set()
     while tally.kills.total() < kills:
         seed += 1
-        if kill_at_random(command, folder, seed, longest, env):
+        if attempt(seed, longest):
             _compare(take_away(folder), undisturbed)
             tally.whole_runs, before = tally.whole_runs + 1, set()
         else:
@@ -77,9 +79,14 @@ def endure(folder: Path, command: list[str], kills: int, seed: int = 0) -> Tally
             assert len(answered) == len(set(answered)), "a scan was answered twice"
             tally.kills[len(answered)] += 1
             before = set(answered)
-    assert kill_at_random(command, folder, seed, 3600, env, shortest=3600)
+    _finish(attempt)
     _compare(take_away(folder), undisturbed)
     return tally
+
+
+def _finish(attempt: Callable[[int, float], bool]) -> None:
+    while not attempt(0, FOREVER):  # a moment of a day is hardly within the run
+        pass
 
 
 def take_away(folder: Path) -> dict[str, bytes | list[dict[str, str]]]:
@@ -120,8 +127,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        write_study(Path(folder) / "study", scans=asked.scans, size=64, seed=1)
         begin = time.monotonic()
-        tally = endure(Path(folder), prepare(Path(folder), asked.scans), asked.kills, asked.seed)
+        command = [sys.executable, "-m", "cov3d", *prepare(Path(folder))]
+        env = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+        def attempt(seed: int, longest: float) -> bool:
+            return kill_at_random(command, folder, seed, longest, env)
+
+        tally = endure(Path(folder), attempt, asked.kills, asked.seed)
     within = sum(n for answered, n in tally.kills.items() if 0 < answered < asked.scans)
     print(
         f"{tally.kills.total()} kills, {within} of them among the answers; {tally.whole_runs + 1} whole runs in between, each "

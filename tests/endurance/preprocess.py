@@ -1,25 +1,33 @@
-"""A cache survives kill -9: ``python tests/endurance/preprocess.py [--kills 100] [--scans 60] [--races 10]``.
+"""A cache survives kill -9: ``python tests/endurance/preprocess.py [--kills 100] [--scans 60] [--races 10] [--forked]``.
 
 A drawn study is preprocessed, and the whole process group is killed at random moments and begun again. At no moment is an entry
 lost, or one there that vouches for something else than what lies beside it. When a run comes to its end, the cache equals that
 of a run that nobody disturbed, byte for byte, but for the seconds that a scan took; no other file is left. Then it begins
-afresh, until there were enough kills. At last runs fill one cache at the same time, some of them killed.
+afresh, until there were enough kills. At last runs fill one cache at the same time, one of them killed.
+
+With ``--forked`` runs and their workers are forks of this process, which has imported all that they need: many more kills a
+minute.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+os.environ.update(ENVIRONMENT)
 
 from caches import differences, faults
 from killing import kill_at_random
@@ -27,8 +35,12 @@ from killing import kill_at_random
 from cov3d.commit import TEMPORARY_PREFIX
 from cov3d.phantom import write_study
 
-ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+OPTIONS = ["--width", "64", "--cache", "cache", "--workers", "2", "--quiet"]
+COMMAND = [sys.executable, "-m", "cov3d", "preprocess", "study", *OPTIONS]
 FOR_EVER = 3600.0  # seconds
+
+# Begins a run with a seed, and kills it after a random time between two; whether it had come to its end before that.
+Run = Callable[[int, float, float], bool]
 
 
 @dataclass
@@ -40,53 +52,105 @@ class Tally:
     whole_runs: int = 0
 
 
-def prepare(folder: Path, scans: int, size: int = 64, width: int = 64) -> list[str]:
-    """A drawn study in ``folder``, and the command that fills ``folder/cache`` from it."""
-    write_study(folder / "study", scans=scans, size=size, seed=1)
-    options = ["--width", str(width), "--cache", "cache", "--workers", "2", "--quiet"]
-    return [sys.executable, "-m", "cov3d", "preprocess", "study", *options]
+def commands(folder: Path) -> Run:
+    """Runs as a user begins them."""
+    return lambda seed, shortest, longest: kill_at_random(COMMAND, folder, seed, longest, ENVIRONMENT, shortest)
 
 
-def undisturbed(folder: Path, command: list[str]) -> float:
+def forks(folder: Path) -> Run:
+    """Runs, and workers, that are forks of this process."""
+    import multiprocessing
+
+    from cov3d.scans import cache, workers
+
+    assert cache.fill_cache  # imported here, and so in all forks
+    workers._context = lambda: multiprocessing.get_context("fork")
+
+    def run(seed: int, shortest: float, longest: float) -> bool:
+        process = os.fork()
+        if process == 0:
+            os.setsid()
+            _preprocess(folder)
+        end = time.monotonic() + random.Random(seed).uniform(shortest, longest)
+        while time.monotonic() < end:
+            ended, status = os.waitpid(process, os.WNOHANG)
+            if ended:
+                assert status == 0, f"a run ended with status {status}"
+                return True
+            time.sleep(0.002)
+        os.killpg(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        return False
+
+    return run
+
+
+def _preprocess(folder: Path) -> None:
+    """The command, in this process; it ends here."""
+    from cov3d.cli import main
+
+    os.chdir(folder)
+    sys.argv = ["cov3d", "preprocess", "study", *OPTIONS]
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    code = 1
+    try:
+        main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        os._exit(code)
+
+
+def undisturbed(folder: Path, run: Run) -> float:
     """Fill the cache and keep it as ``folder/undisturbed``; the seconds that it took."""
     begin = time.monotonic()
-    assert _runs(folder, command), "the undisturbed run takes an hour"
+    assert run(0, FOR_EVER, FOR_EVER), "the undisturbed run takes an hour"
     (folder / "cache").rename(folder / "undisturbed")
     return time.monotonic() - begin
 
 
-def endure(folder: Path, command: list[str], kills: int, longest: float, seed: int = 0, shortest: float = 0.0) -> Tally:
-    """Kill the command so many times; raise AssertionError if anything is lost, different or left behind."""
-    tally, before = Tally(), set()
+def endure(folder: Path, run: Run, kills: int, longest: float, seed: int = 0) -> Tally:
+    """Kill runs so many times; raise AssertionError if anything is lost, different or left behind."""
+    tally = Tally()
+    before: set[str] = set()
     while tally.kills.total() < kills:
         seed += 1
-        if kill_at_random(command, folder, seed, longest, ENVIRONMENT, shortest):
+        if run(seed, 0.0, longest):
             _compare(folder)
             tally.whole_runs, before = tally.whole_runs + 1, set()
         else:
-            entries = _look(folder / "cache", before)
-            tally.kills[len(entries)] += 1
+            before = _look(folder / "cache", before)
+            tally.kills[len(before)] += 1
             tally.torn += any((folder / "cache").rglob(f"{TEMPORARY_PREFIX}*"))
-            before = entries
-    assert _runs(folder, command)
+    assert run(seed, FOR_EVER, FOR_EVER)
     _compare(folder)
     tally.whole_runs += 1
     return tally
 
 
-def race(folder: Path, command: list[str], longest: float, seed: int = 0) -> None:
-    """Fill one cache by three runs at the same time, one of them killed; each that ends leaves the same."""
-    with ThreadPoolExecutor(3) as threads:
-        runs = [threads.submit(_runs, folder, command) for _ in range(2)]
-        killed = threads.submit(kill_at_random, command, folder, seed, longest, ENVIRONMENT)
-    assert all(run.result() for run in runs)
-    if not killed.result():  # the others may have swept before it was killed
-        assert _runs(folder, command)
+def race(folder: Path, run: Run, longest: float, seed: int = 0) -> None:
+    """Fill one cache by three runs at the same time, one of them killed; those that end leave the same."""
+    moments = [(0, FOR_EVER, FOR_EVER), (0, FOR_EVER, FOR_EVER), (seed, 0.0, longest)]
+    ended = _at_once([lambda m=moment: run(*m) for moment in moments])
+    assert ended[:2] == [True, True]
+    if not ended[2]:  # the others may have swept before it was killed
+        assert run(0, FOR_EVER, FOR_EVER)
     _compare(folder)
 
 
-def _runs(folder: Path, command: list[str]) -> bool:
-    return kill_at_random(command, folder, 0, FOR_EVER, ENVIRONMENT, shortest=FOR_EVER)
+def _at_once(calls: list[Callable[[], bool]]) -> list[bool]:
+    processes = []
+    for call in calls:
+        processes.append(os.fork())
+        if processes[-1] == 0:
+            code = 1
+            try:
+                code = 0 if call() else 3
+            finally:
+                os._exit(code)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+    assert set(codes) <= {0, 3}, f"a run failed: {codes}"
+    return [code == 0 for code in codes]
 
 
 def _look(cache: Path, before: set[str]) -> set[str]:
@@ -110,19 +174,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--scans", type=int, default=60)
+    parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--races", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--forked", action="store_true")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder, begin = Path(name), time.monotonic()
-        command = prepare(folder, asked.scans)
-        longest = undisturbed(folder, command)
-        tally = endure(folder, command, asked.kills, longest, asked.seed)
+        write_study(folder / "study", scans=asked.scans, size=asked.size, seed=1)
+        run = forks(folder) if asked.forked else commands(folder)
+        longest = undisturbed(folder, run)
+        tally = endure(folder, run, asked.kills, longest, asked.seed)
         for number in range(asked.races):
-            race(folder, command, longest, asked.seed + number)
+            race(folder, run, longest, asked.seed + number)
     within = sum(n for made, n in tally.kills.items() if 0 < made < asked.scans)
     print(
-        f"{tally.kills.total()} kills, {within} of them among the scans, {tally.torn} of them with a file half-written; "
+        f"{tally.kills.total()} kills, {within} of them among the scans, {tally.torn} with a file half-written; "
         f"{tally.whole_runs} whole runs in between and {asked.races} times three runs at once, each with the undisturbed cache "
         f"and no stray file; {time.monotonic() - begin:.0f} s"
     )

@@ -162,7 +162,7 @@ def test_any_name_is_told_in_one_line_when_its_scan_fails(cov3d: Callable[..., R
 
 
 def test_no_name_is_markup_on_a_terminal(capfd: pytest.CaptureFixture):
-    with talk._bar(len(NAMES), "infer [/]") as step:
+    with talk._bar(len(NAMES), "infer [/]", 0) as step:
         for name in [*NAMES, "[/]", "[link=file:///etc/passwd]x", "\\", "[\\"]:
             step(name)
 

@@ -15,8 +15,10 @@ import pytest
 from caches import differences, faults
 from conftest import smooth_volume, write_slices
 from faults import Disk
+from typer.testing import CliRunner, Result
 
 from cov3d import Machine, Preprocessing, fill_cache, read_study
+from cov3d.cli import app
 from cov3d.errors import Cov3dError
 from cov3d.scans.cache import Cache
 from cov3d.scans.workers import Outcome, _answer
@@ -271,3 +273,51 @@ def test_a_stopped_workers_leftover_is_gone_when_the_run_ends(
     with pytest.raises(KeyboardInterrupt):
         fill(study, tmp_path / "cache")
     assert sorted(path.name for path in cache.folder.iterdir()) == ["failures.csv", "manifest.csv", "settings.json"]
+
+
+# The command
+
+
+def preprocess(study: Path, *options: str) -> Result:
+    return CliRunner().invoke(
+        app, ["preprocess", str(study), "--cache", str(study.parent / "cache"), "--width", "32", *options]
+    )
+
+
+ARRAY = {
+    "SLURM_ARRAY_TASK_ID": "3",
+    "SLURM_ARRAY_TASK_MIN": "1",
+    "SLURM_ARRAY_TASK_MAX": "3",
+    "SLURM_ARRAY_TASK_COUNT": "3",
+}
+
+
+def test_the_command_takes_a_share_that_is_said_or_found(
+    study: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
+):
+    assert "8 made, 0 kept, 0 failed, 8 asked" in preprocess(study, "--shard", "0/2").stdout
+    for name, value in ARRAY.items():
+        monkeypatch.setenv(name, value)
+    found = preprocess(study)
+    assert "note: share 2/3, found in the environment of a Slurm array; say --shard 0/1 for all" in found.stderr
+    assert "2 made, 3 kept, 0 failed, 5 asked" in found.stdout
+    whole = preprocess(study, "--shard", "0/1")
+    assert "note" not in whole.stderr and "6 made, 10 kept, 0 failed, 16 asked" in whole.stdout
+
+
+def test_the_command_says_how_many_tensors_were_sound(study: Path, in_process: None):
+    preprocess(study)
+    DAMAGE["changed"](next(study.parent.glob("cache/*/*.pt")))
+    assert "0 made, 16 kept, 0 failed" in preprocess(study).stdout
+    run = preprocess(study, "--verify")
+    assert run.exit_code == 0 and "1 made, 15 sound, 0 failed, 16 asked" in run.stdout
+
+
+def test_a_failed_scan_ends_its_own_share_only(study: Path, in_process: None, monkeypatch: pytest.MonkeyPatch):
+    """torchrun would end the others."""
+    break_scan(study / "train" / "covid" / "ct_scan_1")
+    assert [preprocess(study, "--shard", f"{k}/2").exit_code for k in (0, 1)] == [0, 3]
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    run = preprocess(study)
+    assert run.exit_code == 0 and "train/covid/ct_scan_1: 12 of 12 slices" in run.stderr

@@ -1,27 +1,24 @@
-"""A cache survives kill -9 at random moments, and runs at the same time; the long way is tests/endurance/preprocess.py."""
+"""A cache survives kill -9 at random moments, and several runs at once; the long way is tests/endurance/preprocess.py."""
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from endurance.preprocess import endure, prepare, race, undisturbed
+
+SCRIPT = Path(__file__).resolve().parents[1] / "endurance" / "preprocess.py"
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], float]:
-    """A folder with a study and the cache of an undisturbed run, the command, and the seconds that it took."""
-    folder = tmp_path_factory.mktemp("killed")
-    command = prepare(folder, scans=12, size=32)
-    return folder, command, undisturbed(folder, command)
-
-
-def test_a_run_that_is_killed_again_and_again_ends_with_the_cache_of_an_undisturbed_one(prepared):
-    folder, command, seconds = prepared
-    tally = endure(folder, command, kills=5, longest=seconds, shortest=seconds / 2)
-    assert tally.kills.total() == 5 and tally.whole_runs
-
-
-def test_three_processes_at_once_of_which_one_is_killed_leave_the_cache_of_one(prepared):
-    folder, command, seconds = prepared
-    race(folder, command, longest=seconds)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forks here, so that they begin at once")
+def test_runs_that_are_killed_or_run_at_once_end_with_the_cache_of_an_undisturbed_one():
+    options = ["--forked", "--scans", "12", "--size", "32", "--kills", "10", "--races", "1"]
+    run = subprocess.run([sys.executable, SCRIPT, *options], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    counted = re.match(
+        r"10 kills, (\d+) of them among the scans, \d+ with a file half-written; (\d+) whole runs", run.stdout
+    )
+    assert counted is not None and int(counted[1]) >= 1 and int(counted[2]) >= 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -17,6 +19,7 @@ from cov3d.errors import SettingError
 from cov3d.nets.inputs import as_input
 from cov3d.training.augment import Augment, augment
 from cov3d.training.draws import CHANCES, draw, quarter_turns
+from cov3d.training.order import Order
 
 SHAPE = (8, 16, 16)
 EVERYTHING = AugmentationNumbers(*[1.0] * 9)
@@ -33,7 +36,8 @@ def scans(count: int, shape=SHAPE) -> torch.Tensor:
 
 class FakeLearner:
     def __init__(self, batch: torch.Tensor, training: bool):
-        self.xb, self.yb, self.training = (batch,), (), training
+        self.xb, self.yb, self.training, self.iter = (batch,), (), training, 0
+        self.dls = SimpleNamespace(order=Order(len(batch), len(batch)))
 
 
 def prepared(training: bool, numbers=PUBLISHED_AUGMENTATION["resnet"], seed: int = 0, cached=SHAPE):

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from cov3d.training.accumulate import Accumulate
 from cov3d.training.ema import Ema
 from cov3d.training.loaders import Loaders
+from cov3d.training.order import Order
 
 DECAY = 0.7
 
@@ -44,7 +45,9 @@ def fitted(epochs: int = 2, *further) -> Watch:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
     data = TensorDataset(torch.randn(12, 4), torch.randn(12, 1))
-    data = Loaders(DataLoader(data, 3), DataLoader(data, 3), torch.device("cpu"), torch.Generator())
+    data = Loaders(
+        DataLoader(data, 3), DataLoader(data, 3), torch.device("cpu"), (Order(12, 3), Order(12, 3)), ([], [])
+    )
     watch = Watch()
     learner = Learner(
         data, net, loss_func=nn.MSELoss(), default_cbs=False, cbs=[TrainEvalCallback(), Ema(DECAY), watch, *further]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from cov3d.errors import Cov3dError, SettingError
 from cov3d.nets.build import build
 from cov3d.nets.flat import build_flat
 from cov3d.nets.weights import start_from
+from cov3d.stopping import Stopped
 from cov3d.tables import read_table
+from cov3d.training.order import Place
 from cov3d.training.pictures import matrices_and_vectors, pretrain_pictures
 from cov3d.training.pictures_epochs import rate_at
 from cov3d.training.pictures_found import find_pictures, open_picture
@@ -50,7 +54,7 @@ def test_shapes_are_learnt_and_the_weights_begin_a_3d_network(tmp_path: Path):
     assert metrics["accuracy"] > 0.75  # by chance .33
     assert metrics["pictures"] == 24 and "chose nothing" in metrics["note"]
     columns, rows = read_table(run.folder / "history.csv")
-    assert columns == ["epoch", "learning_rate", "train_loss", "validation_loss", "accuracy", "seconds"]
+    assert columns == ["epoch", "learning_rate", "train_loss", "validation_loss", "left_out", "accuracy", "seconds"]
     assert [int(row["epoch"]) for row in rows] == list(range(1, 15))
     assert float(rows[-1]["accuracy"]) == metrics["accuracy"]
     config = json.loads((run.folder / "config.json").read_text())
@@ -78,7 +82,8 @@ def test_the_kept_weights_are_the_average_and_score_what_is_written(tmp_path: Pa
     net = build_flat(NET, 3).eval()
     net.load_state_dict(safetensors.torch.load_file(run.folder / "weights.safetensors"))
     found = find_pictures(folder, training(), CPU)
-    images, labels = zip(*PictureFiles(found.validation, plain(SMALL)), strict=True)
+    files = PictureFiles(found.validation, plain(SMALL))
+    images, labels = zip(*(files[Place(0, row)] for row in range(len(files))), strict=True)
     with torch.no_grad():
         loss = torch.nn.functional.cross_entropy(net(torch.stack(images)), torch.tensor(labels))
     assert json.loads((run.folder / "metrics.json").read_text())["validation_loss"] == pytest.approx(
@@ -88,12 +93,19 @@ def test_the_kept_weights_are_the_average_and_score_what_is_written(tmp_path: Pa
     assert not torch.equal(state["parts"]["network"]["head.weight"], net.head.weight)  # type: ignore[union-attr]
 
 
-class Stop(Exception):
-    """Stands for a signal."""
+class Crash(Exception):
+    """Whatever ends a run."""
 
 
+def crash() -> None:
+    raise Crash
+
+
+@pytest.mark.parametrize("end", [crash, lambda: signal.raise_signal(signal.SIGTERM)], ids=["crash", "signal"])
 @pytest.mark.parametrize("net", [NET, NetSettings(base_width=4)], ids=["convnext", "resnet"])
-def test_a_run_that_was_stopped_ends_in_the_weights_of_one_that_was_not(tmp_path: Path, monkeypatch, net: NetSettings):
+def test_a_run_that_was_stopped_ends_in_the_weights_of_one_that_was_not(
+    tmp_path: Path, monkeypatch, listening: None, net: NetSettings, end: Callable[[], None]
+):
     folder = draw_shapes(tmp_path / "shapes")
     whole = pretrain(folder, tmp_path / "whole", net=net, epochs=4).folder
 
@@ -102,15 +114,16 @@ def test_a_run_that_was_stopped_ends_in_the_weights_of_one_that_was_not(tmp_path
     def stop_in_epoch_three(path: Path) -> Image.Image:
         nonlocal opened
         opened += 1
-        if opened == 2 * 30 + 10:  # an epoch takes three batches of 8, and scores 6
-            raise Stop
+        if opened == 2 * 36 + 10:  # an epoch trains on 30, in batches of 8 to 6, and scores 6
+            end()
         return open_picture(path)
 
     monkeypatch.setattr("cov3d.training.pictures_varied.open_picture", stop_in_epoch_three)
-    with pytest.raises(Stop):
+    with pytest.raises((Crash, Stopped)):
         pretrain(folder, tmp_path / "stopped", net=net, epochs=4)
     stopped = tmp_path / "stopped"
     assert len(read_table(stopped / "history.csv")[1]) == 2 and not (stopped / "weights.safetensors").exists()
+    assert torch.load(stopped / "state.pt", weights_only=True)["batches"] == (0 if end is crash else 2)
     torch.rand(7)  # whatever was drawn between
     pretrain(folder, stopped, net=net, epochs=4, resume=True)
     assert (stopped / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
@@ -134,7 +147,7 @@ def test_a_finished_run_resumed_is_as_it_was_and_another_is_refused(tmp_path: Pa
     begun = pretrain(folder, tmp_path / "new", resume=True).folder  # stopped before its first epoch had ended
     assert (begun / "weights.safetensors").read_bytes() == before
     (folder / "circle" / "0.png").unlink()
-    with pytest.raises(SettingError, match="other settings, scans or masks"):
+    with pytest.raises(SettingError, match="other settings, scans, masks or processes"):
         pretrain(folder, run, resume=True)
     pretrain(folder, run, overwrite=True)
 
@@ -149,7 +162,9 @@ def test_pictures_left_out_are_said_and_listed(tmp_path: Path, capsys):
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path):
-    with pytest.raises(Cov3dError, match="the loss became nan in epoch 1; lower --learning-rate"):
+    with pytest.raises(
+        Cov3dError, match=r"the loss of .*, and 3 more became nan in epoch 1, batch 2; .*lower --learning-rate"
+    ):
         pretrain(draw_shapes(tmp_path / "shapes"), tmp_path / "run", learning_rate=1e30)
 
 

@@ -15,6 +15,7 @@ from shapes import CPU, SMALL, draw_shapes
 
 from cov3d.config import Training
 from cov3d.errors import Cov3dError, ScanError, StudyError
+from cov3d.training.order import Place
 from cov3d.training.pictures_found import Pictures, find_pictures, open_picture
 from cov3d.training.pictures_varied import PictureFiles, plain
 
@@ -163,7 +164,7 @@ def test_a_picture_that_is_gone_meanwhile_is_named(tmp_path: Path):
     files = PictureFiles(find(draw_shapes(tmp_path / "shapes", each=3)).train, plain(SMALL))
     files.pictures[0].path.unlink()
     with pytest.raises(Cov3dError, match=r"\.png: is not there; it opened before"):
-        files[0]
+        files[Place(0, 0)]
 
 
 # How they are coded

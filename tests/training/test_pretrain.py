@@ -265,7 +265,7 @@ def test_masks_that_have_changed_are_another_run(drawn: Study, root: Path, tmp_p
     study = replace(drawn, rows=tuple(replace(r, mask=file) if r is row else r for r in drawn.rows))
     run(study, root, "segmentation", tmp_path / "run")
     nibabel.save(nibabel.Nifti1Image(1 - np.asarray(image.dataobj), image.affine), file)
-    with pytest.raises(SettingError, match="other settings, scans or masks"):
+    with pytest.raises(SettingError, match="other settings, scans, masks or processes"):
         run(study, root, "segmentation", tmp_path / "run", resume=True)
 
 

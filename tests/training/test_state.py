@@ -209,7 +209,9 @@ def test_a_state_that_is_damaged_is_noticed_and_the_one_before_it_taken(
     )  # a turned bit may be one that says nothing, as a date within the archive
     damage(tmp_path / "state-before.pt", seed | 1)
     if said:
-        with pytest.raises(Cov3dError, match=r"state\.pt (is damaged|has changed since it was written); say --overwrite"):
+        with pytest.raises(
+            Cov3dError, match=r"state\.pt (is damaged|has changed since it was written); say --overwrite"
+        ):
             read_state(tmp_path / "state.pt", run)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -15,7 +16,6 @@ import torch
 from conftest import write_slices
 from fastai.learner import Learner, TrainEvalCallback
 from fastai.optimizer import SGD
-from torch.utils.data import DataLoader
 
 from cov3d import (
     Augmentation,
@@ -32,6 +32,7 @@ from cov3d.errors import Cov3dError, SettingError, StudyError
 from cov3d.training.accumulate import Accumulate
 from cov3d.training.fit import pick_precision
 from cov3d.training.loaders import Loaders
+from cov3d.training.order import Order
 
 TINY = RunSettings(
     task="both",
@@ -213,7 +214,7 @@ def test_a_run_that_cannot_begin_leaves_the_old_one_alone(study: Path, tmp_path:
 def test_a_run_that_fails_in_its_first_epoch_leaves_the_old_one_alone(study: Path, tmp_path: Path):
     run = fit(study, tmp_path, with_training(epochs=1))
     before = {file: file.read_bytes() for file in run.iterdir()}
-    with pytest.raises(Cov3dError, match="the loss became nan"):
+    with pytest.raises(Cov3dError, match="became nan"):
         fit(study, tmp_path, with_training(learning_rate=1e30), overwrite=True)
     assert {file: file.read_bytes() for file in run.iterdir()} == before
 
@@ -221,19 +222,20 @@ def test_a_run_that_fails_in_its_first_epoch_leaves_the_old_one_alone(study: Pat
 def test_a_changed_cache_file_is_made_again_or_stops_the_run_in_a_sentence(study: Path, tmp_path: Path):
     from cov3d import fill_cache
     from cov3d.training.fit import advice
-    from cov3d.training.loaders import CachedScans
+    from cov3d.training.loaders import CachedScans, ReadAhead
 
     rows = read_study(study).rows
     cache = fill_cache(rows, TINY.preprocessing, tmp_path / "cache", ONE)
     file = cache.folder / cache.entries[rows[0].scan]["file"]
     whole = file.read_bytes()
     file.write_bytes(b"changed")
-    assert len(list(DataLoader(CachedScans(cache, rows), num_workers=1))) == len(rows)
+    loader = ReadAhead(CachedScans(cache, rows).__getitem__, Order(len(rows), 1, shuffled=False), 2, False)
+    assert len(list(loader)) == len(rows)
     assert file.read_bytes() == whole
     file.write_bytes(b"changed")
     shutil.rmtree(rows[0].path)
     with pytest.raises(Cov3dError) as caught, advice():
-        list(DataLoader(CachedScans(cache, rows), num_workers=1))
+        list(loader)
     assert "\n" not in str(caught.value)
     assert "has changed since it was made, and the scan it was made from cannot be read" in str(caught.value)
 
@@ -262,8 +264,11 @@ def test_a_study_of_one_class_says_what_is_missing_before_it_preprocesses(tmp_pa
 
 
 def test_a_loss_that_is_no_number_stops_the_run(study: Path, tmp_path: Path):
-    with pytest.raises(Cov3dError, match=r"the loss became nan in epoch .*lower --learning-rate"):
+    with pytest.raises(Cov3dError) as caught:
         fit(study, tmp_path, with_training(learning_rate=1e30, epochs=4))
+    scans = r"(train/(non-)?covid/ct_scan_?\d, ){3}train/(non-)?covid/ct_scan_?\d"
+    said = r"became nan in epoch 1, batch 2; see whether these scans are sound, lower --learning-rate, .*--skip-nan to leave"
+    assert re.match(f"the loss of {scans} {said}", str(caught.value))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
@@ -278,7 +283,7 @@ def test_accumulated_batches_step_like_the_large_batch(batch_size: int):
         expected["bias"] = expected["bias"] - 0.1 * 2 * error.mean(0)
     batches = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
     learner = Learner(
-        Loaders(batches, batches[:1], torch.device("cpu"), torch.Generator()),
+        Loaders(batches, batches[:1], torch.device("cpu"), (Order(10, batch_size), Order(0, 1)), ([], [])),
         net,
         loss_func=torch.nn.MSELoss(),
         opt_func=partial(SGD, mom=0),

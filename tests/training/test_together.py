@@ -1,0 +1,146 @@
+"""Several processes that train one network take the steps of one that has their batches together."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import make_study
+
+from cov3d.predictions import read_predictions
+from cov3d.training.order import Order
+from cov3d.training.ranks import Ranks
+
+COMMON = ["train", "study", "--width", "32", "--depth", "32", "--base-width", "4", "--device", "cpu", "--workers", "1"]
+COMMON += ["--epochs", "3", "--dropout", "0", "--learning-rate", "1e-3", "--random-crop", "0", "--noise", ".5"]
+CONVNEXT = [*COMMON, "--architecture", "convnext-micro", "--drop-path", "0", "--ema", ".5"]
+RESNET = [*COMMON, "--penultimate", "8", "--sync-batchnorm", "--rotate", ".5", "--flip-width", ".5"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("together")
+    make_study(root / "study", per_class=5)
+    return root
+
+
+def begin(command: list[str], cwd: Path, processes: int = 2) -> list[subprocess.Popen]:
+    """What torchrun does: a command in several processes that find each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    alone = {} if processes == 1 else {**where, "LOCAL_WORLD_SIZE": str(processes)}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "cov3d", *command],
+            cwd=cwd,
+            env={**os.environ, **({"RANK": str(k), "LOCAL_RANK": str(k), **alone} if alone else {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for k in range(processes)
+    ]
+
+
+def run(command: list[str], cwd: Path, processes: int = 2) -> list[tuple[int, str, str]]:
+    """Exit code, results and messages of each process."""
+    begun = begin(command, cwd, processes)
+    said = [process.communicate(timeout=120) for process in begun]
+    return [(process.returncode, *texts) for process, texts in zip(begun, said, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("command", "near"), [(CONVNEXT, 2e-6), (RESNET, 2e-5)], ids=["convnext", "resnet with synchronised BatchNorm"]
+)
+def test_two_processes_take_the_steps_of_one_with_twice_the_batch(
+    root: Path, tmp_path: Path, command: list[str], near: float
+):
+    for processes, batch in ((1, 4), (2, 2)):
+        folder = tmp_path / str(processes)
+        done = run([*command, "--batch-size", str(batch), "--output-dir", str(folder)], root, processes)
+        assert [code for code, _, _ in done] == [0] * processes, done
+        assert [results for _, results, _ in done] == [f"{folder}\n", ""][:processes]  # one speaks
+    one, two = (safetensors.torch.load_file(tmp_path / n / "last.safetensors") for n in ("1", "2"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(
+            two[name], tensor, atol=near, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    answers = [read_predictions(tmp_path / n / "predictions.csv") for n in ("1", "2")]
+    assert [row.scan for row in answers[0]] == [row.scan for row in answers[1]]
+    for a, b in zip(*answers, strict=True):
+        assert a.covid == pytest.approx(b.covid, abs=2e-5) and a.severity == pytest.approx(b.severity, abs=2e-5)
+
+
+@pytest.mark.parametrize(("count", "batch", "processes"), [(10, 2, 2), (9, 2, 2), (7, 3, 4), (1, 2, 3), (16, 4, 2)])
+def test_every_row_is_seen_once_an_epoch(count: int, batch: int, processes: int):
+    orders = [Order(count, batch, 3, ranks=Ranks(rank, processes)) for rank in range(processes)]
+    for epoch in range(2):
+        for order in orders:
+            order.epoch = epoch
+        seen = [row for order in orders for number in range(len(order)) for row in order.share(number)]
+        assert sorted(seen) == list(range(count))
+        assert len({len(list(order)) for order in orders}) == 1  # no process waits for another's batch
+    alone = Order(count, batch * processes, 3)
+    alone.epoch = 1
+    assert [alone.whole(k) for k in range(len(alone))] == [orders[0].whole(k) for k in range(len(alone))]
+
+
+def wait_for(text: str, process: subprocess.Popen) -> str:
+    """Read a process' messages until one of them matches."""
+    said = ""
+    while not re.search(text, said):
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    return said
+
+
+LONG = [*CONVNEXT, "--batch-size", "2", "--epochs", "2000"]
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_that_is_killed_ends_the_others_with_a_sentence(root: Path, tmp_path: Path, killed: int):
+    processes = begin([*LONG, "--output-dir", str(tmp_path / "run")], root)
+    wait_for(r"\n +2 ", processes[0])
+    processes[killed].kill()
+    begin_waiting = time.monotonic()
+    _, said = processes[1 - killed].communicate(timeout=60)
+    assert time.monotonic() - begin_waiting < 30
+    assert processes[1 - killed].returncode == 1
+    assert "error: another process of this training has ended, so this one does, too" in said
+    assert "Traceback" not in said
+
+
+def test_a_signal_to_one_stops_all_and_they_go_on_together(root: Path, tmp_path: Path):
+    command = [*LONG, "--output-dir", str(tmp_path / "run")]
+    processes = begin(command, root)
+    wait_for(r"\n +2 ", processes[0])
+    processes[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [75, 75]
+    assert "stopped by another process after batch" in said[0] and said[1] == ""
+    processes = begin([*command, "--resume"], root)
+    assert "going on after" in wait_for(r"going on.*\n(.*\n)* +\d+ ", processes[0])
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    for process in processes:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in processes] == [75, 75]
+
+
+def test_one_process_does_not_go_on_with_what_two_began(root: Path, tmp_path: Path):
+    command = [*CONVNEXT, "--batch-size", "2", "--output-dir", str(tmp_path / "run"), "--max-hours", "0"]
+    assert [code for code, _, _ in run(command, root)] == [75, 75]
+    [(code, _, said)] = run([*command, "--resume"], root, 1)
+    assert code == 2 and "other settings, scans, masks or processes" in said
