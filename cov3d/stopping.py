@@ -6,6 +6,7 @@ between two steps only: there it is a flag.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -39,12 +40,15 @@ def interruptible() -> Iterator[None]:
 class Asked:
     """Whether the work is asked to end: by a signal, or because its time is up."""
 
-    def __init__(self, end: float | None = None, late: str = "its time") -> None:
+    def __init__(self, end: float | None = None, late: str = "its time", with_parent: bool = False) -> None:
         self.reason, self.end, self.late = "", end, late
+        self.parent = os.getppid() if with_parent else None
 
     def __bool__(self) -> bool:
         if not self.reason and self.end is not None and time.monotonic() > self.end:
             self.reason = self.late
+        if not self.reason and self.parent is not None and os.getppid() != self.parent:
+            self.reason = "the end of the process that began it"
         return bool(self.reason)
 
     def hear(self, number: int, frame: FrameType | None) -> None:
@@ -55,12 +59,13 @@ class Asked:
 
 
 @contextmanager
-def asked_to_stop(end: float | None = None, late: str = "its time") -> Iterator[Asked]:
+def asked_to_stop(end: float | None = None, late: str = "its time", with_parent: bool = False) -> Iterator[Asked]:
     """Something that is true from the moment at which the work is asked to end, or the monotonic clock is past ``end``.
 
+    With ``with_parent`` also when the parent process is gone: torchrun dies of some signals without a word to those it began.
     Its ``reason`` says by what: a signal's name, or ``late``.
     """
-    asked = Asked(end, late)
+    asked = Asked(end, late, with_parent)
     with _handled(asked.hear):
         yield asked
 

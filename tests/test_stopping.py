@@ -63,3 +63,10 @@ def test_time_that_is_up_is_a_reason():
         assert not asked
         time.sleep(0.03)
         assert asked and asked.reason == "--max-hours 1"
+
+
+def test_a_parent_that_is_gone_is_a_reason(monkeypatch: pytest.MonkeyPatch):
+    with asked_to_stop(with_parent=True) as asked:
+        assert not asked
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        assert asked and asked.reason == "the end of the process that began it"

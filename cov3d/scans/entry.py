@@ -120,7 +120,7 @@ def _mask_made(job: Job) -> tuple[np.ndarray, Scan, tuple[str, ...]]:
 
 
 def _read(job: Job) -> Scan:
-    return read(Path(job["path"]), _reading(job))
+    return read(Path(job["path"]), from_dict(Reading, job["reading"], "job"))
 
 
 @contextmanager
@@ -191,7 +191,7 @@ def _save(path: Path, array: np.ndarray) -> dict[str, Any]:
 def current_entry(job: Job) -> Entry | None:
     """The entry of a scan, if it is there, its file of the right size, and made from the files as they are."""
     entry = read_entry(_entry_file(job))
-    if entry is None or not _is_whole(Path(job["folder"]), entry) or not _forgiven(entry, job):
+    if entry is None or not _is_whole(Path(job["folder"], entry["file"]), entry) or not _forgiven(entry, job):
         return None
     try:
         current = _of_files(stat_fingerprint, job)
@@ -240,15 +240,11 @@ def _shape(job: Job) -> tuple[int, int, int]:
     return _settings(job).shape
 
 
-def _reading(job: Job) -> Reading:
-    return from_dict(Reading, job["reading"], "job")
-
-
 def _forgiven(entry: Entry, job: Job) -> bool:
     """Whether a scan with these flaws would be read today."""
-    return all(Flaw(*flaw).forgiven(_reading(job)) for flaw in entry["flaws"])
+    reading = from_dict(Reading, job["reading"], "job")
+    return all(Flaw(*flaw).forgiven(reading) for flaw in entry["flaws"])
 
 
-def _is_whole(folder: Path, entry: Entry) -> bool:
-    file = folder / entry["file"]
+def _is_whole(file: Path, entry: Entry) -> bool:
     return file.is_file() and file.stat().st_size == entry["bytes"]

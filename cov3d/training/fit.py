@@ -21,7 +21,7 @@ from fastai.learner import Learner, TrainEvalCallback
 from fastai.optimizer import Adam, Optimizer
 
 from cov3d.config import RunSettings, Training
-from cov3d.console import progress
+from cov3d.console import progress, say
 from cov3d.errors import Cov3dError, SettingError
 from cov3d.nets.inputs import memory_advice
 from cov3d.runs import STATE
@@ -94,13 +94,15 @@ class Fit:
         """A Learner with the callbacks that every fit has, and ``more``."""
         network = network.to(data.device)
         ranks, accumulate = self.session.ranks, self.training.accumulate
-        if self.training.sync_batchnorm and ranks.size > 1:
+        if not ranks.alone:
+            say(step_of(self.training, ranks))
+        if self.training.sync_batchnorm and not ranks.alone:
             synchronise(network, ranks)
         trouble = Trouble(data, ranks, accumulate, self.training.skip_nan)
         self.parts |= {"network": network, "kept": self.keeper, "trouble": trouble}
         self.parts |= {"average": average} if average else {}
         callbacks = [TrainEvalCallback(), *more, *([average] if average else []), *steps(self.training, self.precision)]
-        callbacks += [Together(ranks, data.order)] if ranks.size > 1 else []
+        callbacks += [] if ranks.alone else [Together(ranks, data.order)]
         given = {"loss_func": loss.to(data.device), "opt_func": optimiser, "default_cbs": False}
         return ResumableLearner(data, network, cbs=[*callbacks, trouble], **given, **options)
 
@@ -117,6 +119,13 @@ class Fit:
             state = State(path, self.run, parts, self.session, asked, self.training.accumulate, found)
             learner.add_cbs([epochs, state])
             yield
+
+
+def step_of(training: Training, ranks: Ranks) -> str:
+    """What a step of several processes is."""
+    size = ranks.size * training.batch_size * training.accumulate
+    parts = f"{ranks.size} processes, --batch-size {training.batch_size}, --accumulate {training.accumulate}"
+    return f"a step is of {size} rows ({parts}); the learning rate is {training.learning_rate:g}, as if it were one process's"
 
 
 def seed_rank(seed: int, ranks: Ranks) -> None:

@@ -44,13 +44,18 @@ class Ranks:
         """Whether this is the one that writes and speaks."""
         return self.rank == 0
 
+    @property
+    def alone(self) -> bool:
+        """Whether there are no others."""
+        return self.size == 1
+
     def any(self, *flags: bool) -> list[bool]:
         """Whether any process says so, for each flag."""
         return [number > 0 for number in self.sum(*map(float, flags))]
 
     def sum(self, *numbers: float) -> list[float]:
         """The sum over processes of each number."""
-        if self.size == 1:
+        if self.alone:
             return list(numbers)
         told = torch.tensor(numbers, dtype=torch.float64)
         self._sum(told)
@@ -58,7 +63,7 @@ class Ranks:
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Make each tensor the sum over processes, all of them in one message for each type of number."""
-        if self.size == 1:
+        if self.alone:
             return
         for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
             alike = [tensor for tensor in tensors if tensor.dtype == dtype]
@@ -69,14 +74,14 @@ class Ranks:
 
     def gather(self, content: Any) -> list[Any]:
         """What each process has to say, in JSON, by rank."""
-        if self.size == 1:
+        if self.alone:
             return [content]
         data = torch.frombuffer(bytearray(json.dumps(content).encode()), dtype=torch.uint8)
         return [json.loads(part.numpy().tobytes()) for part in self.gather_rows(data)]
 
     def gather_rows(self, rows: Tensor) -> list[Tensor]:
         """The tensors ``(n, …)`` of all processes, by rank; they differ in n only."""
-        if self.size == 1:
+        if self.alone:
             return [rows]
         counts = [torch.zeros(1, dtype=torch.long) for _ in range(self.size)]
         with _others():

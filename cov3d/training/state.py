@@ -106,7 +106,7 @@ class State(Callback):
 
     def _after_validation_batch(self) -> None:
         """Stop in validation, too, if this process has done any step: else runs of short sessions would never leave it."""
-        if self.session.ranks.size == 1 and self.moved and self.asked:  # shares of validation are not all of one length
+        if self.session.ranks.alone and self.moved and self.asked:  # shares of validation are not all of one length
             self._save(self.learn.epoch, len(self.learn.dls.train))
             self._stop(len(self.learn.dls.train))
 

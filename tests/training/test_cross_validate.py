@@ -23,6 +23,7 @@ from cov3d import (
     NetSettings,
     Preprocessing,
     RunSettings,
+    Saving,
     Training,
     cross_validate,
     evaluate,
@@ -34,6 +35,8 @@ from cov3d import (
 from cov3d.errors import Cov3dError, ModelError, SettingError, StudyError
 from cov3d.results.models import find_models, load_models
 from cov3d.scans.study import Study
+from cov3d.shards import Shard
+from cov3d.stopping import Stopped
 
 SETTINGS = RunSettings(
     task="presence",
@@ -137,6 +140,36 @@ def test_run_again_it_trains_only_what_is_missing_or_was_stopped(labelled: Study
     validated(labelled, tmp_path)
     assert (folder / "fold-0" / "config.json").stat().st_mtime_ns == before
     assert (folder / "out-of-fold.csv").read_text() == whole and (folder / "folds.csv").exists()
+
+
+def test_a_fold_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(labelled: Study, tmp_path: Path):
+    whole = validated(labelled, tmp_path)
+    answers = (whole / "out-of-fold.csv").read_bytes()
+    shutil.rmtree(whole)
+    sessions = 0
+    while True:
+        sessions += 1
+        try:
+            run = validated(labelled, tmp_path, saving=Saving(max_hours=0.0))  # a step, and the time is up
+            break
+        except Stopped:
+            assert sessions < 20
+    assert sessions > 4 and (run / "out-of-fold.csv").read_bytes() == answers
+
+
+def test_processes_that_share_the_folds_train_each_once(
+    labelled: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    whole = validated(labelled, tmp_path)
+    answers = (whole / "out-of-fold.csv").read_bytes()
+    shutil.rmtree(whole)
+    for number in range(2):
+        capsys.readouterr()
+        run = validated(labelled, tmp_path, shard=Shard(number, 2))
+        said = capsys.readouterr().err
+        assert f"fold {number} of 0 to 1" in said and f"fold {1 - number} of 0 to 1" not in said
+        assert (run / "out-of-fold.csv").exists() == (number == 1)
+    assert (run / "out-of-fold.csv").read_bytes() == answers
 
 
 def test_nothing_of_an_overwritten_cross_validation_stands_beside_the_new_one(
