@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cov3d.commit import sweep
 from cov3d.config import Inference, Reading
 from cov3d.console import few, plural, say
 from cov3d.errors import Cov3dError, SettingError
 from cov3d.nets.build import CLASSES
 from cov3d.predictions import COLUMNS, LESIONS, Prediction, in_order, read_predictions, write_predictions
 from cov3d.results.claim import claimed, unclaimed
-from cov3d.results.journal import is_filled, is_torn
+from cov3d.results.journal import check_output, is_filled, is_torn
 from cov3d.results.provenance import Provenance, Share, place, provenance_file, read_provenance, write_provenance
 from cov3d.results.submission import NO_CLASSES, write_submission
 from cov3d.scans.read import ask_scans
@@ -62,6 +63,7 @@ def collect(
         Cov3dError: a part, or a scan of it, is missing. Nothing is written then.
     """
     output, named = Path(output), list(scans)
+    check_output(output, resume=False, overwrite=True)
     if output.exists() and not overwrite:
         raise SettingError(f"{output} exists; say --overwrite to join its parts again")
     parts = _read_parts(output)
@@ -98,6 +100,7 @@ def _write(output: Path, parts: Sequence[Part], rows: Mapping[str, Prediction]) 
     columns = (*COLUMNS, *LESIONS) if LESIONS[0] in read_table(parts[0].file)[0] else COLUMNS
     records = {k: record for part in parts for k, record in part.provenance.records.items()}
     with claimed(output) as claim:
+        sweep(output.parent)
         write_predictions(output, [], columns)
         claim.renew()
         paths = {k: row.path for k, row in rows.items()}
