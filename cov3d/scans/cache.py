@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from cov3d.commit import TEMPORARY_PREFIX, check_writable, commit_json
-from cov3d.config import Machine, Preprocessing, Reading, recorded
+from cov3d.config import Machine, Preprocessing, Reading, parse_labels, recorded
 from cov3d.console import natural, progress, say
 from cov3d.errors import Cov3dError, ScanError, SettingError
 from cov3d.scans.dicom_files import split_address
@@ -36,7 +36,6 @@ from cov3d.scans.entry import (
     read_tensor,
     renewed_entry,
 )
-from cov3d.scans.mask import parse_labels
 from cov3d.scans.study import Row
 from cov3d.scans.workers import Job, each
 from cov3d.tables import write_table
