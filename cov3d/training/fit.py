@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -28,6 +29,9 @@ from cov3d.training.epochs import Epochs
 from cov3d.training.keeper import Keeper
 from cov3d.training.loaders import Loaders
 from cov3d.training.state import Drawn, Part, ResumableLearner, State, read_state
+
+# What stands before an error's own sentence: a loader's process puts its traceback there, fastai the callback that it left.
+WRAPPED = re.compile(r"\A.*(Cov3dError: |Exception occured in `\w+` when calling event `\w+`:\n\t)", re.DOTALL)
 
 
 def fit_network(
@@ -133,10 +137,9 @@ def advice(sizes: str = "--width or --base-width") -> Iterator[None]:
     try:
         with memory_advice(f"--batch-size (and raise --accumulate to keep the effective batch), {sizes}"):
             yield
-    except Cov3dError as error:  # a loader's process wraps it in its traceback; the sentence stands last
-        if type(error) is not Cov3dError:
-            raise
-        raise Cov3dError(str(error).rsplit("Cov3dError: ", 1)[-1].strip()) from error
+    except Cov3dError as error:
+        error.args = (WRAPPED.sub("", str(error)).strip(),)
+        raise
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
