@@ -261,6 +261,7 @@ def pretrain(
     pretraining: Pretraining,
     preprocessing: Preprocessing,
     net: NetSettings,
+    loss: LossSettings,
     training: Training,
     augmentation: Augmentation,
     pictures: PictureSettings,
@@ -283,12 +284,12 @@ def pretrain(
     from cov3d.training.pretrain import pretrain
 
     output = output_dir or PRETRAINED / method
-    check_said(method, preprocessing, augmentation, reading, pictures)
+    check_said(method, preprocessing, loss, augmentation, reading, pictures)
     if method == "imagenet":
         pretraining.check_used(method)
         run = pretrain_pictures(study, pictures, training, net, machine, output, overwrite, resume)
     else:
-        settings = RunSettings("severity", preprocessing, net, LossSettings(), training, augmentation, reading)
+        settings = RunSettings("severity", preprocessing, net, loss, training, augmentation, reading)
         run = pretrain(read_study(study), method, settings, pretraining, machine, cache, output, overwrite, resume)
     show(str(run.folder))
     return _list_failures(run.failures)

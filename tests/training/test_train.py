@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -16,9 +17,11 @@ from conftest import write_slices
 from fastai.learner import Learner, TrainEvalCallback
 from fastai.optimizer import SGD
 from torch.utils.data import DataLoader
+from typer.testing import CliRunner
 
 from cov3d import (
     Augmentation,
+    LossSettings,
     Machine,
     NetSettings,
     Preprocessing,
@@ -28,9 +31,10 @@ from cov3d import (
     read_study,
     train,
 )
+from cov3d.cli import app
 from cov3d.errors import Cov3dError, SettingError, StudyError
 from cov3d.training.accumulate import Accumulate
-from cov3d.training.fit import pick_precision
+from cov3d.training.fit import advice, pick_precision
 from cov3d.training.loaders import Loaders
 
 TINY = RunSettings(
@@ -264,6 +268,39 @@ def test_a_study_of_one_class_says_what_is_missing_before_it_preprocesses(tmp_pa
 def test_a_loss_that_is_no_number_stops_the_run(study: Path, tmp_path: Path):
     with pytest.raises(Cov3dError, match=r"the loss became nan in epoch .*lower --learning-rate"):
         fit(study, tmp_path, with_training(learning_rate=1e30, epochs=4))
+
+
+def test_the_command_says_it_in_one_sentence(study: Path, tmp_path: Path):
+    words = ["train", study, "--learning-rate", 1e30, "--width", 32, "--base-width", 4, "--penultimate", 8]
+    words += ["--workers", 1, "--device", "cpu", "--cache", tmp_path / "cache", "--output-dir", tmp_path / "run"]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 1
+    last = result.stderr.splitlines()[-1]
+    assert re.fullmatch(r"error: the loss became nan in epoch \d+; lower --learning-rate, or --precision fp32", last)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        "Exception occured in `Epochs` when calling event `after_batch`:\n\tthe disk: is full",
+        "Caught Cov3dError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File x\n"
+        "cov3d.errors.Cov3dError: the disk: is full\n",
+        "the disk: is full",
+    ],
+)
+@pytest.mark.parametrize("kind", [Cov3dError, SettingError])
+def test_what_libraries_put_before_a_sentence_is_taken_off(wrapped: str, kind: type[Cov3dError]):
+    with pytest.raises(kind) as caught, advice():
+        raise kind(wrapped)
+    assert str(caught.value) == "the disk: is full" and type(caught.value) is kind
+
+
+def test_answers_that_nothing_trained_are_said_to_say_nothing(study: Path, tmp_path: Path):
+    settings = replace(with_training(epochs=1), task="severity", loss=LossSettings(severity_factor=1.0))
+    for line in table(fit(study, tmp_path, settings) / "predictions.csv"):
+        assert line["warning"] == "answers about presence say nothing: no model that gives them learnt it"
+    for line in table(fit(study, tmp_path, with_training(epochs=1), overwrite=True) / "predictions.csv"):
+        assert line["warning"] == ""
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
