@@ -303,6 +303,7 @@ def pretrain(
     pretraining: Pretraining,
     preprocessing: Preprocessing,
     net: NetSettings,
+    loss: LossSettings,
     training: Training,
     augmentation: Augmentation,
     pictures: PictureSettings,
@@ -326,12 +327,12 @@ def pretrain(
     from cov3d.training.pretrain import pretrain
 
     output = output_dir or PRETRAINED / method
-    check_said(method, preprocessing, augmentation, reading, pictures)
+    check_said(method, preprocessing, loss, augmentation, reading, pictures)
     if method == "imagenet":
         pretraining.check_used(method)
         run = pretrain_pictures(study, pictures, training, net, machine, output, overwrite, resume, saving)
     else:
-        settings = RunSettings("severity", preprocessing, net, LossSettings(), training, augmentation, reading)
+        settings = RunSettings("severity", preprocessing, net, loss, training, augmentation, reading)
         read = read_study(study)
         run = pretrain(read, method, settings, pretraining, machine, cache, output, overwrite, resume, saving)
     show(str(run.folder))

@@ -223,6 +223,6 @@ METHODS = {
         "imagenet": {"architecture": "convnext-tiny", **PICTURE_TRAINING},
         "segmentation": {**PRETRAINING, "epochs": 119},
         "segmia": {**PRETRAINING, "epochs": 59},
-        "multitask": {**PRETRAINING, "epochs": 119},
+        "multitask": {**PRETRAINING, "epochs": 119, "loss": "balanced-ce", "class_weights": "none"},
     }.items()
 }

@@ -63,7 +63,9 @@ def kill_call_at_random(target: Callable[..., None], arguments: Sequence[object]
     What it starts in its turn is not in its group, and must end by itself. ``target`` stands in a module that can be imported.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cov3d.scans.cache", "cov3d.results.infer", "cov3d.training.train", "torch._dynamo"])
+    context.set_forkserver_preload(
+        ["cov3d.scans.cache", "cov3d.results.infer", "cov3d.training.train", "torch._dynamo"]
+    )
     process = context.Process(target=_alone, args=(target, *arguments))
     process.start()
     process.join(random.Random(seed).uniform(0, longest))

@@ -10,7 +10,6 @@ import pytest
 
 from cov3d.stopping import HEARD, Interrupted, asked_to_stop, interruptible
 
-
 pytestmark = pytest.mark.usefixtures("listening")
 
 

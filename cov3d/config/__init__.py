@@ -10,7 +10,7 @@ from cov3d.config.loss import LossKind, LossSettings
 from cov3d.config.machine import Inference, Machine, Messages
 from cov3d.config.net import LEAST_SIDE, PUBLISHED_NETS, Architecture, Family, NetNumbers, NetSettings
 from cov3d.config.pictures import PictureSettings
-from cov3d.config.pretraining import Method, Pretraining, check_said
+from cov3d.config.pretraining import Method, Pretraining, check_said, parse_labels
 from cov3d.config.reading import Preprocessing, Reading
 from cov3d.config.run import RunSettings, check_task
 from cov3d.config.saving import Saving
@@ -47,6 +47,7 @@ __all__ = [
     "from_dict",
     "from_options",
     "hide_uid",
+    "parse_labels",
     "recorded",
     "to_dict",
 ]

@@ -26,6 +26,7 @@ from cov3d.config.pictures import FLAT
 from cov3d.errors import ModelError, SettingError
 from cov3d.nets.inflate import inflate as inflate_tensors
 from cov3d.nets.inflate_names import CONVNEXT, scheme
+from cov3d.nets.upernet import Segmenter
 from cov3d.runs import FLAT_WEIGHTS, KEPT
 
 KINETICS = {"resnet18": "R3D_18_Weights", "mc3-18": "MC3_18_Weights", "r2plus1d-18": "R2Plus1D_18_Weights"}
@@ -54,7 +55,7 @@ class Report:
         return (
             f"weights from {self.source}: {len(self.matched)} tensors matched, {inflated}"
             f"{len(self.changed)} of them summed over input channels; {count(self.missing)} new; "
-            f"{count(self.unused)} unused"
+            f"{count(sorted(self.unused))} unused"
         )
 
 
@@ -64,7 +65,8 @@ def start_from(
     """Give ``net`` the weights to start from: ``none``, ``kinetics``, or the name of a file; all of them or an error.
 
     A file is safetensors (a cov3d model too) or a state dict saved by torch, bare or under ``state_dict`` or ``model``.
-    One of a 2D ConvNeXt or ResNet-18 needs ``inflate``: ``full``, ``1g`` or ``2g`` (:mod:`cov3d.nets.inflate`).
+    One of a 2D ConvNeXt or ResNet-18 needs ``inflate``: ``full``, ``1g`` or ``2g`` (:mod:`cov3d.nets.inflate`). Of a network
+    that draws masks the encoder begins with them, and the decoder if there is one of its shape.
 
     Raises:
         SettingError: the Kinetics weights are of another width, or ``inflate`` is for another architecture.
@@ -75,23 +77,28 @@ def start_from(
     if weights == "none":
         return Report("none", (), (), tuple(net.state_dict()), ())
     tensors = kinetics(settings) if weights == "kinetics" else read_weights(weights)
+    if isinstance(net, Segmenter):
+        return go_on(net.decoder, tensors, begin(net.encoder, tensors, weights, inflate, inflate_norm))
+    return begin(net, tensors, weights, inflate, inflate_norm)
+
+
+def begin(net: nn.Module, tensors: Tensors, source: str, inflate: str, inflate_norm: str) -> Report:
+    """Give a network that only answers the tensors of ``source``, inflated if they are to be."""
     if inflate == "none":
-        return move(tensors, net, weights)
-    made = inflate_tensors(tensors, net, inflate, inflate_norm, weights)
-    return replace(move(made.tensors, net, weights), changed=made.summed, unused=made.head, inflated=made.kernels)
+        return move(tensors, net, source)
+    made = inflate_tensors(tensors, net, inflate, inflate_norm, source)
+    return replace(move(made.tensors, net, source), changed=made.summed, unused=made.head, inflated=made.kernels)
 
 
-def go_on(decoder: nn.Module, weights: str) -> bool:
-    """Give a decoder the weights of the file's, if it has one of this shape: a pretraining goes on with it."""
-    if weights in ("none", "kinetics"):
-        return False
-    own = decoder.state_dict()
-    found = {name: tensor for name, tensor in read_weights(weights).items() if name.startswith(DECODER)}
-    found = {name.removeprefix(DECODER): tensor for name, tensor in found.items()}
-    if {name: tensor.shape for name, tensor in found.items()} != {name: tensor.shape for name, tensor in own.items()}:
-        return False
-    decoder.load_state_dict(found)
-    return True
+def go_on(decoder: nn.Module, tensors: Tensors, report: Report) -> Report:
+    """Give a decoder the tensors of one of its shape, if they are there: a pretraining goes on with it. The report, with them."""
+    own = {DECODER + name: tensor.shape for name, tensor in decoder.state_dict().items()}
+    found = {name: tensor for name, tensor in tensors.items() if name.startswith(DECODER)}
+    if {name: tensor.shape for name, tensor in found.items()} != own:
+        return replace(report, missing=(*report.missing, *own))
+    decoder.load_state_dict({name.removeprefix(DECODER): tensor for name, tensor in found.items()})
+    unused = tuple(name for name in report.unused if name not in found)
+    return replace(report, matched=(*report.matched, *own), unused=unused)
 
 
 def move(tensors: Mapping[str, Tensor], net: nn.Module, source: str) -> Report:

@@ -21,6 +21,7 @@ from cov3d.results.views import forward, views_of
 from cov3d.scans.frame import write_mask
 from cov3d.scans.read import scan_name
 from cov3d.scans.tensors import Tensors
+from cov3d.shown import blind_spots, was_shown
 
 Scans = dict[Preprocessing, torch.Tensor]  # one scan uint8 (1, D, H, W), in every way in which a model wants it
 
@@ -59,16 +60,14 @@ class Ensemble:
         """Which models answer a task: those kept for it, or all if there are none; of these, those that learnt it."""
         chosen = [k for k in self.classifiers if self.models[k].task in (task, "both")]
         chosen = chosen or self.classifiers
-        return [k for k in chosen if _learnt(self.models[k], task)] or chosen
+        return [k for k in chosen if was_shown(self.models[k].training, task)] or chosen
 
     @property
     def blind_spots(self) -> list[str]:
-        """Answers that say nothing, since no model that gives them was shown what to answer."""
-        return [
-            f"answers about {task} say nothing: no model that gives them learnt it"
-            for task in ("presence", "severity")
-            if self.classifiers and not any(_learnt(self.models[k], task) for k in self.kept_for(task))
-        ]
+        """Answers that say nothing, or something else, since no model that gives them was shown what to answer."""
+        return blind_spots(
+            *([self.models[k].training for k in self.kept_for(task)] for task in ("presence", "severity"))
+        )
 
     def answer(self, path: Path, tensors: Tensors, mask_file: Path | None = None) -> Prediction:
         """The row of one scan; its mask is written first, if there is a place for it."""
@@ -145,12 +144,3 @@ def _provenance(model: Model) -> dict[str, Any]:
         "heads": list(model.heads),
         "learnt_all_of": study,
     }
-
-
-def _learnt(model: Model, task: str) -> bool:
-    """Whether a model was shown two classes of a task, and its loss counted them; a model that does not say, was."""
-    counts, factor = model.training.get("train_counts"), model.training.get("severity_factor")
-    if counts is None:
-        return True
-    classes, ignored = (labels.PRESENCE, 1.0) if task == "presence" else (labels.SEVERITY, 0.0)
-    return sum(counts.get(name, 0) > 0 for name in classes) > 1 and factor != ignored

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from cov3d.commit import check_writable, sweep
-from cov3d.config import Machine, Preprocessing, Reading, recorded
+from cov3d.config import Machine, Preprocessing, Reading, parse_labels, recorded
 from cov3d.console import say
 from cov3d.errors import Cov3dError, ScanError, SettingError
 from cov3d.scans.dicom_files import split_address
@@ -36,7 +36,6 @@ from cov3d.scans.entry import (
 )
 from cov3d.scans.filling import fill
 from cov3d.scans.lists import write_settings
-from cov3d.scans.mask import parse_labels
 from cov3d.scans.study import Row
 from cov3d.scans.workers import Job
 from cov3d.shards import Shard

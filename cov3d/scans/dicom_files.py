@@ -94,7 +94,7 @@ def dicom_among(files: Sequence[tuple[Path, bytes | None]]) -> list[bool]:
     dicom = [path.suffix.lower() in SUFFIXES or begins_as_dicom(head or b"") for path, head in files]
     endings = {_ending(path) for (path, _), is_one in zip(files, dicom, strict=True) if is_one}
     return [
-        is_one or (_ending(path) in endings and (bool(_ending(path)) or _is_lost(path, head)))
+        is_one or (_ending(path) in endings and (bool(_ending(path)) or _was_dicom(path, head)))
         for (path, head), is_one in zip(files, dicom, strict=True)
     ]
 
@@ -104,7 +104,7 @@ def _ending(file: Path) -> str:
     return "" if file.suffix[1:].isdigit() else file.suffix.lower()
 
 
-def _is_lost(file: Path, head: bytes | None) -> bool:
+def _was_dicom(file: Path, head: bytes | None) -> bool:
     """Whether a file without an ending was DICOM once."""
     return head is None or not any(head) or any(character.isdigit() for character in file.name)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -10,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from scipy.sparse import csr_array
 
-from cov3d.config import Preprocessing, Reading
+from cov3d.config import Preprocessing, Reading, parse_labels
 from cov3d.console import few, plural
-from cov3d.errors import ScanError, SettingError
+from cov3d.errors import ScanError
 from cov3d.scans.boundary import boundary
 from cov3d.scans.crop import Cropped
 from cov3d.scans.read import read, scan_files
@@ -52,22 +51,6 @@ def read_mask(path: str | Path, scan: Scan, labels: str = "") -> np.ndarray:
     except SliceError as error:
         raise ScanError(path, f"{error.cause}; a mask needs all of its slices") from error
     return _placed(voxels, mask, scan)
-
-
-def parse_labels(text: str) -> tuple[int, ...]:
-    """The values that are lesion, from ``1,3``: sorted, each once; none if nothing is said.
-
-    Raises:
-        SettingError: they are no positive whole numbers.
-    """
-    if not text.strip():
-        return ()
-    if not re.fullmatch(r"\s*[0-9]{1,6}\s*(,\s*[0-9]{1,6}\s*)*", text, re.ASCII):
-        raise SettingError(f"--mask-labels {text[:100]!r} is not whole numbers with commas between them, as 1,3")
-    labels = {int(part) for part in text.split(",")}
-    if 0 in labels:
-        raise SettingError(f"--mask-labels {text[:100]!r} names 0, which is background; leave it out")
-    return tuple(sorted(labels))
 
 
 def _lesions(mask: Scan, labels: Sequence[int]) -> np.ndarray:

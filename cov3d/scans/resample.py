@@ -30,7 +30,7 @@ def _places(axis: int, source: Frame, target: Frame, have: int, want: int) -> tu
     """Where ``want`` voxels of the target lie among ``have`` of the source, and which of them lie in its box."""
     if axis == 0:
         (first, last), (begin, end) = source.span, target.span
-        there = np.linspace(begin, end, want) if want > 1 else np.array([(begin + end) / 2])
+        there = np.linspace(begin, end, want)  # of one, the first, as in the cache
         half = (last - first) / max(have - 1, 1) / 2
         places = (there - first) / (last - first) * (have - 1) if last > first else np.full(want, (have - 1) / 2)
         inside = (there >= first - half) & (there <= last + half)

@@ -39,6 +39,9 @@ from cov3d.training.synchronise import synchronise
 from cov3d.training.together import Together
 from cov3d.training.trouble import Trouble
 
+# What stands before an error's own sentence: a loader's process puts its traceback there, fastai the callback that it left.
+WRAPPED = re.compile(r"\A.*(Cov3dError: |Exception occured in `\w+` when calling event `\w+`:\n\t)", re.DOTALL)
+
 
 def fit_network(
     network: torch.nn.Module,
@@ -193,10 +196,8 @@ def advice(sizes: str = "--width or --base-width") -> Iterator[None]:
     try:
         with memory_advice(f"--batch-size (and raise --accumulate to keep the effective batch), {sizes}"):
             yield
-    except (
-        Cov3dError
-    ) as error:  # fastai puts its words before it, a loader's process its traceback; the sentence stands last
-        error.args = (re.split(r":\n\t|Cov3dError: ", str(error))[-1].strip(),)
+    except Cov3dError as error:
+        error.args = (WRAPPED.sub("", str(error)).strip(),)
         raise
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):

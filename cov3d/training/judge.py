@@ -17,6 +17,7 @@ from cov3d.metrics import score_presence, score_severity
 from cov3d.predictions import Prediction, write_predictions
 from cov3d.runs import PREDICTIONS
 from cov3d.scans.study import Row
+from cov3d.shown import Summary, blind_spots
 from cov3d.training.scorer import Measure, Scorer, Scores
 
 Rank = tuple[float, ...]
@@ -43,13 +44,15 @@ class Judge(Scorer):
 class ClassJudge(Judge):
     """Presence and severity of scans, in the order in which the loader gives them.
 
-    An epoch is better for a task by macro F1, and among equals (on few scans there are many) by the log loss.
+    An epoch is better for a task by macro F1, and among equals (on few scans there are many) by the log loss. ``shown`` is the
+    training's summary: what its answers do not say is said beside them.
     """
 
     noted_of_none = (torch.empty(0, labels.LOGITS),)
 
-    def __init__(self, rows: Sequence[Row], task: Task):
+    def __init__(self, rows: Sequence[Row], task: Task, shown: Summary):
         self.rows = rows
+        self.warning = "; ".join(blind_spots([shown], [shown]))
         self.kept_for = ("presence", "severity") if task == "both" else (task,)
         self.measures = {task: Measure("macro F1", "macro_f1", f"{task}_f1") for task in ("presence", "severity")}
         self.presence = np.array([row.presence for row in rows], int)
@@ -88,7 +91,7 @@ class ClassJudge(Judge):
         covid = labels.probabilities(evidence.get("presence", first))[0].tolist()
         grades = labels.probabilities(evidence.get("severity", first))[1].tolist()
         answers = [
-            Prediction(row.scan, row.scan, covid[k], tuple(grades[k]), models=1, views=1)
+            Prediction(row.scan, row.scan, covid[k], tuple(grades[k]), models=1, views=1, warning=self.warning)
             for k, row in enumerate(self.rows)
         ]
         write_predictions(folder / PREDICTIONS, answers)

@@ -72,10 +72,12 @@ def pretrain_pictures(
     training, net = training or Training(**PICTURE_TRAINING), net or NetSettings(architecture="convnext-tiny")
     check_pictures(settings, training, net)
     with session(machine, saving, resume) as here:
-        output = check_run_folder(Path(output_dir), overwrite, resume)
+        output = Path(output_dir)
+        if here.ranks.first:
+            check_run_folder(output, overwrite, resume)
         found = find_pictures(Path(folder), training, machine)
-        for note in notes(found, output):
-            say(f"note: {note}")
+        if here.ranks.first:
+            tell(found, output)
         seed_everything(training.seed)
         network = build_flat(net, len(found.classes))
         network.checkpointing = training.checkpoint_activations

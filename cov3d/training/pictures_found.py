@@ -1,7 +1,8 @@
 """Pictures in a folder of class folders: found, opened once, and parted into those that train and those that score.
 
 ImageNet's layout, ``train/<class>/…`` and ``val/<class>/…``, or class folders alone, of which a share of each class is
-held out. In a class folder pictures lie at any depth. What a picture is, its content says; nothing else is opened.
+held out; so it is where ``val`` has no class folders, as when it comes out of ImageNet's archive. In a class folder pictures
+lie at any depth. What a picture is, its content says; nothing else is opened.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from cov3d.config import Machine, Training
-from cov3d.console import few, natural, plural, progress
+from cov3d.console import few, natural, plural, progress, say
 from cov3d.errors import ScanError, StudyError
 from cov3d.scans.boundary import boundary, check_regular, look_of, patiently
 from cov3d.training.split import DEFAULT_FRACTION
 
 NAMES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # others are handed to programs, or hold many pictures
-TRAIN, VALIDATION = "train", "val"
+TRAIN, HELD_OUT, TEST = "train", ("val", "valid", "validation"), "test"
 MOST_PIXELS = 2**26  # 8192×8192
 LEAST_SIDE = 8  # pixels
 MOST_UNREADABLE = 0.1  # of all pictures
@@ -73,12 +74,13 @@ def find_pictures(folder: Path, training: Training, machine: Machine) -> Picture
     """
     if not folder.is_dir():
         raise StudyError(f"{folder} is no folder; name one that holds a folder of pictures for each class")
-    own = (folder / TRAIN).is_dir() and (folder / VALIDATION).is_dir()
-    classes, files, ignored = read_classes(folder / TRAIN if own else folder)
+    parted = (folder / TRAIN).is_dir() and any((folder / name).is_dir() for name in (*HELD_OUT, TEST))
+    classes, files, ignored = read_classes(folder / TRAIN if parted else folder)
     if len(classes) < 2:
         raise StudyError(f"{folder} holds one class, {classes[0]}, and nothing is learnt from one; name its parent?")
     train = [Picture(path, label) for label, name in enumerate(classes) for path in files[name]]
-    validation, other = read_validation(folder / VALIDATION, classes) if own else ([], 0)
+    scoring = scoring_folder(folder, training) if parted else None
+    validation, other = read_validation(scoring, classes) if scoring else ([], 0)
     failures = check_all(folder, [*train, *validation], machine)
     found = Pictures(folder, classes, tuple(train), tuple(validation), failures, ignored + other)
     found = part(without_failures(found), training)
@@ -86,12 +88,37 @@ def find_pictures(folder: Path, training: Training, machine: Machine) -> Picture
     return found
 
 
+def scoring_folder(folder: Path, training: Training) -> Path | None:
+    """The class folders to score by, beside ``train``; None where a share of ``train`` is to be held out instead.
+
+    Raises:
+        StudyError: there are several.
+    """
+    there = [folder / name for name in HELD_OUT if (folder / name).is_dir()]
+    if there and training.validation_fraction is not None:
+        say(f"note: {there[0]} is left alone, since --validation-fraction holds pictures of {TRAIN} out")
+        return None
+    if len(there) > 1:
+        raise StudyError(f"{folder} holds {' and '.join(path.name for path in there)}; keep one of them to score by")
+    if there and not class_folders(there[0]):
+        say(
+            f"note: {there[0]} has no class folders, as ImageNet's has none when it comes out of its archive, so pictures of "
+            f"{TRAIN} are held out instead"
+        )
+        return None
+    return there[0] if there else None
+
+
+def class_folders(root: Path) -> list[Path]:
+    """The folders in ``root`` that are not hidden, in natural order."""
+    folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))]
+    return sorted(folders, key=lambda path: natural(path.name))
+
+
 def read_classes(root: Path) -> tuple[tuple[str, ...], dict[str, list[Path]], int]:
     """Each folder's name in ``root`` with the pictures in it, and how many other files there are."""
-    folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))]
-    folders.sort(key=lambda path: natural(path.name))
     files, ignored = {}, 0
-    for path in folders:
+    for path in class_folders(root):
         everything = list(walk(path))
         files[path.name] = [file for file in everything if file.suffix.lower() in NAMES]
         ignored += len(everything) - len(files[path.name])
@@ -107,7 +134,7 @@ def read_classes(root: Path) -> tuple[tuple[str, ...], dict[str, list[Path]], in
 
 
 def read_validation(root: Path, classes: Sequence[str]) -> tuple[list[Picture], int]:
-    """The pictures of ``val``, whose classes are those of ``train`` or fewer."""
+    """The pictures to score by, whose classes are those of ``train`` or fewer."""
     names, files, ignored = read_classes(root)
     unknown = [name for name in names if name not in classes]
     if unknown:
@@ -161,18 +188,15 @@ def without_failures(found: Pictures) -> Pictures:
 
 
 def part(found: Pictures, training: Training) -> Pictures:
-    """Hold a share of each class out, at least one picture of two, unless there are pictures of ``val`` to score by.
-
-    With ``--validation-fraction`` those of ``val`` are left alone.
-    """
-    fraction = training.validation_fraction
-    if found.validation and fraction is None:
+    """Hold a share of each class out, at least one picture of two, unless there are pictures to score by."""
+    if found.validation:
         return found
+    fraction = DEFAULT_FRACTION if training.validation_fraction is None else training.validation_fraction
     rng = np.random.default_rng(training.seed)
     held: set[int] = set()
     for label in range(len(found.classes)):
         places = [k for k, picture in enumerate(found.train) if picture.label == label]
-        wanted = round(len(places) * (DEFAULT_FRACTION if fraction is None else fraction))
+        wanted = round(len(places) * fraction)
         count = min(max(wanted, 1), len(places) - 1)
         held |= set(rng.permutation(places)[: max(count, 0)].tolist())
     parts = [tuple(p for k, p in enumerate(found.train) if (k in held) == scored) for scored in (False, True)]

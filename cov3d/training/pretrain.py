@@ -6,10 +6,12 @@ Kienzle et al., "COVID detection and severity prediction with 3D-ConvNeXt and cu
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from cov3d.config import Machine, Method, Preprocessing, Pretraining, RunSettings, Saving, recorded
+from cov3d.config import LossKind, Machine, Method, Preprocessing, Pretraining, RunSettings, Saving, recorded
 from cov3d.console import few, plural, say
 from cov3d.errors import SettingError, StudyError
 from cov3d.labels import SEVERITY, UNKNOWN
@@ -20,6 +22,7 @@ from cov3d.runs import PRETRAINED
 from cov3d.scans.cache import Cache, fill_masks
 from cov3d.scans.mask import EMPTY, TOO_SMALL
 from cov3d.scans.study import TEST, Row, Study
+from cov3d.shown import OUTCOME
 from cov3d.training.description import describe, name_of, summarise
 from cov3d.training.dice import BothJudge, LesionLoss, MaskJudge
 from cov3d.training.fit import fit_network, pick_precision
@@ -30,7 +33,7 @@ from cov3d.training.loss import loss_of
 from cov3d.training.pseudo import load_teacher, pseudo_masks
 from cov3d.training.ranks import Ranks
 from cov3d.training.session import Session, session
-from cov3d.training.split import Split, split_any
+from cov3d.training.split import Split, split_any, unused
 from cov3d.training.train import Run, check_run_folder, fill_caches, first_fills, prepare_study, start_network
 
 HELD_OUT = {"segmentation": 0.15, "segmia": 0.15, "multitask": 0.3}  # where a study has no validation scans of its own
@@ -68,7 +71,7 @@ def pretrain(
         raise SettingError(f"there is no way of pretraining with masks called {method!r}; {known}")
     how = pretraining or Pretraining()
     how.check_used(method)
-    settings = graded(settings or METHODS[method].settings(task="severity"))
+    settings = over_severity(settings or METHODS[method].settings(task="severity"), method)
     folder = Path(output_dir or PRETRAINED / method)
     machine = machine or Machine()
     with session(machine, saving, resume) as here:
@@ -89,19 +92,21 @@ def _pretrain(
     precision = pick_precision(settings.training.precision, here.device)
     teacher = load_teacher(how.teacher, here.device) if how.teacher else None
     study = prepare_study(study, settings)
-    wanted = wanted_split(study, method, settings)
-    check_run_folder(folder, overwrite, here.resume)
+    learnt = by_outcome(study) if method == "multitask" else study
+    wanted = wanted_split(learnt, method, settings)
+    if here.ranks.first:
+        check_run_folder(folder, overwrite, here.resume)
     heads: Heads = (CLASSES, MASKS) if method == "multitask" else (MASKS,)
     network = start_network(settings, here.device, heads)
     caches = fill_caches(wanted, settings, cache, machine, here.ranks)
     masks = mask_caches(wanted, caches, settings, how, teacher, cache, machine, here.ranks)
     split = masked_split(wanted, caches, masks, method, how)
     about = {"method": method, "teacher": teacher.sha256 if teacher else None}
-    summary = {**summarise(study, split, settings), **about}
+    summary = {**summarise(study, split, settings), **about, **({} if learnt is study else {"learnt": OUTCOME})}
     described = describe(study, settings, machine, summary, here.ranks.size)
     config = {**described, "pretraining": {**recorded(how), **about}}
     choice = choice_of(wanted, split, settings.training.keep == "last")
-    keeper = Keeper(folder, judge_of(split, method), settings, config, choice, heads)
+    keeper = Keeper(folder, judge_of(split, method, summary), settings, config, choice, heads)
     data = loaders(caches, split, settings.training, machine, here.device, masks, here.ranks)
     loss = LesionLoss(loss_of(split.train, settings) if method == "multitask" else None, how.weights_of_tasks)
     fit_network(network, data, loss, keeper, settings, precision, name_of(config, split, caches, masks), here)
@@ -117,24 +122,37 @@ def masked_split(
         StudyError: too few.
     """
     split = wanted.only({scan for part in masks for scan in part.entries} & {s for c in caches for s in c.entries})
-    check_enough(split, masks, method, how)
+    check_enough(split, caches, masks, method, how)
     for note in odd_masks(split, masks):
         say(f"note: {note}")
     return split
 
 
-def graded(settings: RunSettings) -> RunSettings:
-    """The same, its loss over classes that of severity alone: the only one that pretraining knows.
+def over_severity(settings: RunSettings, method: Method) -> RunSettings:
+    """The same, its loss over classes that of severity alone: balanced cross entropies, or of ``multitask`` the joint loss.
 
     Raises:
         SettingError: another was asked for.
     """
-    if settings.task == "presence" or settings.loss.loss == "joint" or settings.loss.severity_factor not in (None, 1.0):
-        raise SettingError(
-            "pretraining learns masks and severity, by --loss balanced-ce and --severity-factor 1; leave another task or loss out"
-        )
-    loss = replace(settings.loss, loss="balanced-ce", severity_factor=1.0)
-    return replace(settings, task="severity", loss=loss)
+    loss = settings.loss
+    if settings.task == "presence" or loss.severity_factor not in (None, 1.0):
+        raise SettingError("pretraining learns masks and severity; leave --task presence and --severity-factor out")
+    if loss.loss == "joint" and method != "multitask":
+        raise SettingError(f"--loss joint says nothing in --method {method}; leave it out")
+    kind: LossKind = "joint" if loss.loss == "joint" else "balanced-ce"
+    return replace(settings, task="severity", loss=replace(loss, loss=kind, severity_factor=1.0))
+
+
+def by_outcome(study: Study) -> Study:
+    """The study itself; where nobody graded a scan, one whose positives have their outcome for a severity, if they have one."""
+    if any(row.severity != UNKNOWN for row in study.rows if row.split != TEST):
+        return study
+    told = [row for row in study.rows if row.outcome != UNKNOWN and row.presence != 0]
+    if not told:
+        return study
+    say("note: nobody graded these scans; their outcome is learnt instead: 0 as mild, 1 as critical")
+    severities = {row.scan: OUTCOMES[row.outcome] for row in told}
+    return replace(study, rows=tuple(replace(r, severity=severities.get(r.scan, UNKNOWN)) for r in study.rows))
 
 
 def wanted_split(study: Study, method: Method, settings: RunSettings) -> Split:
@@ -143,39 +161,35 @@ def wanted_split(study: Study, method: Method, settings: RunSettings) -> Split:
     Raises:
         StudyError: there is nothing to learn from.
     """
-    rows = [row for row in study.rows if row.split != TEST]
-    if method == "segmentation":
-        rows = [row for row in rows if row.mask is not None]
-        if not rows:
-            raise StudyError(
-                f"{study.source}: no scan has a mask to learn from; name them in the column 'mask' of the study's table, or "
-                "draw them with a teacher (--method segmia)"
-            )
-    if method == "multitask":
-        rows = graded_rows(rows)
-        if not rows:
-            raise StudyError(f"{study.source}: no scan has a severity to learn from; add a severity table")
-    left = len([row for row in study.rows if row.split != TEST]) - len(rows)
-    if left:
-        say(f"note: {plural(left, 'scan')} without {'mask' if method == 'segmentation' else 'severity'} left out")
+    lacking, lacks = needed(method, settings)
+    rows = [row for row in study.rows if row.split != TEST and not lacks(row)]
+    if method == "segmentation" and not rows:
+        raise StudyError(
+            f"{study.source}: no scan has a mask to learn from; name them in the column 'mask' of the study's table, or "
+            "draw them with a teacher (--method segmia)"
+        )
+    if method == "multitask" and all(row.severity == UNKNOWN for row in rows):
+        raise StudyError(f"{study.source}: no scan has a severity to learn from; add a severity table")
     split = split_any(rows, settings.training, HELD_OUT[method])
     if not split.train or not split.validation:
         raise StudyError(
             f"{study.source}: of {plural(len(rows), 'scan')} none is left to "
             f"{'learn from' if not split.train else 'choose the epoch by'}; add some, or say another --validation-fraction"
         )
+    for note in unused(study.rows, split, lacking, lacks):
+        say(f"note: {note}")
     return split
 
 
-def graded_rows(rows: list[Row]) -> list[Row]:
-    """Rows with a severity; where nobody graded any, those with an outcome, as if it were the least and the worst."""
-    known = [row for row in rows if row.severity != UNKNOWN]
-    if known:
-        return known
-    told = [row for row in rows if row.outcome != UNKNOWN and row.presence != 0]
-    if told:
-        say("note: nobody graded these scans; their outcome is learnt instead: 0 as mild, 1 as critical")
-    return [replace(row, severity=OUTCOMES[row.outcome]) for row in told]
+def needed(method: Method, settings: RunSettings) -> tuple[str, Callable[[Row], bool]]:
+    """What a method needs to be known of a scan, and which rows lack it."""
+    if method == "segmentation":
+        return "mask", lambda row: row.mask is None
+    if method == "segmia":
+        return "", lambda row: False
+    if settings.loss_kind == "joint":
+        return "known presence", lambda row: row.presence == UNKNOWN
+    return "severity", lambda row: row.severity == UNKNOWN
 
 
 def mask_caches(
@@ -205,25 +219,49 @@ def mask_caches(
     return made(split.train, volumes[0], larger), made(split.validation, volumes[1], settings.preprocessing)
 
 
-def judge_of(split: Split, method: Method) -> Judge:
+def judge_of(split: Split, method: Method, summary: dict[str, Any]) -> Judge:
     """What chooses the epoch."""
     masks = MaskJudge(split.validation)
-    return BothJudge(ClassJudge(split.validation, "severity"), masks) if method == "multitask" else masks
+    return BothJudge(ClassJudge(split.validation, "severity", summary), masks) if method == "multitask" else masks
 
 
-def check_enough(split: Split, masks: tuple[Cache, Cache], method: Method, how: Pretraining) -> None:
+def check_enough(
+    split: Split, volumes: tuple[Cache, Cache], masks: tuple[Cache, Cache], method: Method, how: Pretraining
+) -> None:
     """Raise a StudyError if too little is left to learn from or to choose by."""
+    causes = failed((*volumes, *masks))
     if not split.train or not split.validation:
         left = "learn from" if not split.train else "choose the epoch by"
-        causes = {f"{scan}: {cause}" for part in masks for scan, cause in part.failures.items()}
-        why = f" ({few(sorted(causes), '; ')})" if causes else f"; {masks[0].folder / 'failures.csv'} says why"
-        raise StudyError(f"no scan that can be read, with its mask, is left to {left}{why}")
+        raise StudyError(f"no scan that can be read, with its mask, is left to {left}{causes}")
     for part, rows in (("training", split.train), ("validation", split.validation)):
-        if method == "multitask" and len({row.severity for row in rows}) < 2:
-            raise StudyError(f"the {part} scans are all of one severity, and at least two are needed; add others")
+        if method == "multitask" and len({row.severity for row in rows} - {UNKNOWN}) < 2:
+            raise StudyError(
+                f"the {part} scans are all of one severity, and at least two are needed; add others{causes}"
+            )
     if not any(masks[0].load(row.scan).any() for row in split.train):
-        labels = f" (none holds a value of --mask-labels {how.mask_labels})" if how.mask_labels else ""
-        raise StudyError(f"every mask of the training scans is empty{labels}: there is no lesion to learn from")
+        raise StudyError(f"{no_lesion(how)}{causes}")
+
+
+def failed(caches: Sequence[Cache]) -> str:
+    """What is to be said of scans that failed, and of their masks; nothing where none did."""
+    causes = {f"{scan}: {cause}" for part in caches for scan, cause in part.failures.items()}
+    lists = sorted({str(part.folder / "failures.csv") for part in caches if part.failures})
+    return f". Left out are {few(sorted(causes), '; ')} (all in {' and '.join(lists)})" if causes else ""
+
+
+def no_lesion(how: Pretraining) -> str:
+    """That there is no lesion to learn from, and what to do."""
+    if how.teacher and how.soft:
+        return (
+            "the teacher's probabilities are 0 in all training scans, so there is no lesion to learn from; name another"
+        )
+    if how.teacher:
+        return (
+            f"the teacher drew nothing above --threshold {how.threshold:g} in any training scan, so there is no lesion to learn "
+            "from; lower --threshold, say --soft, or name another teacher"
+        )
+    labels = f" (none holds a value of --mask-labels {how.mask_labels})" if how.mask_labels else ""
+    return f"every mask of the training scans is empty{labels}: there is no lesion to learn from"
 
 
 def odd_masks(split: Split, masks: tuple[Cache, Cache]) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 
 from cov3d.config import Machine, Preprocessing, Pretraining, Reading
 from cov3d.console import plural, progress, say
-from cov3d.errors import Cov3dError, ModelError, SettingError
+from cov3d.errors import Cov3dError, ModelError
 from cov3d.nets.build import MASKS
 from cov3d.nets.inputs import as_input, memory_advice
 from cov3d.nets.model import Model, load_model
@@ -27,15 +27,12 @@ from cov3d.scans.tensors import read_tensors
 WHITE = 255
 
 
-def load_teacher(named: str | None, device: torch.device) -> Model:
+def load_teacher(named: str, device: torch.device) -> Model:
     """The model that draws masks: a file, or the one that is kept in a run's folder.
 
     Raises:
         ModelError: it is not there, cannot be read, or draws no masks.
-        SettingError: none was named.
     """
-    if named is None:
-        raise SettingError("this method needs a teacher: name a model that draws masks")
     path = Path(named)
     if path.is_dir():
         kept = [path / name for name in reversed(KEPT) if (path / name).is_file()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -147,21 +147,24 @@ def _missing_classes(presences: set[int], severities: set[int], validation: Sequ
     return warnings
 
 
-def unused(rows: Sequence[Row], split: Split) -> list[str]:
-    """Why rows of a study are in neither part, in words, with counts."""
+def unused(
+    rows: Sequence[Row],
+    split: Split,
+    lacking: str = "known presence",
+    lacks: Callable[[Row], bool] = lambda row: row.presence == UNKNOWN,
+) -> list[str]:
+    """Why rows of a study are in neither part, in words, with counts; ``lacks`` says which have nothing to be learnt."""
     used = {row.scan for row in split.rows}
     left = [row for row in rows if row.scan not in used]
-    unknown = sum(row.presence == UNKNOWN for row in left)
+    known = [row for row in left if not lacks(row)]
     own_folds = any(row.fold is not None for row in split.rows)
-    trainable = [row for row in left if row.presence != UNKNOWN and row.split not in (TEST, VALIDATION)]
+    trainable = [row for row in known if row.split not in (TEST, VALIDATION)]
     unnumbered = sum(row.fold is None for row in trainable) if own_folds else 0
     reasons = {
-        "have no known presence": unknown,
+        f"have no {lacking}": len(left) - len(known),
         "have no number of a fold": unnumbered,
         "have no severity, and nothing else is learnt": len(trainable) - unnumbered,
-        "are kept for tests": sum(row.split == TEST and row.presence != UNKNOWN for row in left),
-        "are the study's own validation scans, and are left alone": sum(
-            row.split == VALIDATION and row.presence != UNKNOWN for row in left
-        ),
+        "are kept for tests": sum(row.split == TEST for row in known),
+        "are the study's own validation scans, and are left alone": sum(row.split == VALIDATION for row in known),
     }
     return [f"{count} scans {reason}" for reason, count in reasons.items() if count]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,8 @@ from cov3d.commit import check_writable, sweep
 from cov3d.config import Machine, Preprocessing, RunSettings, Saving
 from cov3d.console import few, say
 from cov3d.errors import Cov3dError, SettingError
-from cov3d.nets.build import CLASSES, Heads, build
-from cov3d.nets.upernet import Segmenter
-from cov3d.nets.weights import go_on, start_from
+from cov3d.nets.build import CLASSES, MASKS, Heads, build
+from cov3d.nets.weights import DECODER, start_from
 from cov3d.runs import PLAN, RUN_FILES, STATE
 from cov3d.scans.cache import Cache, fill_cache
 from cov3d.scans.series import every_series, with_patients
@@ -105,7 +105,8 @@ def train_split(
     wanted = learnt_from(split, settings)
     keep_last = settings.training.keep == "last"
     check_trainable(wanted, settings.task, choosing=not keep_last)
-    check_run_folder(folder, overwrite, here.resume)
+    if here.ranks.first:
+        check_run_folder(folder, overwrite, here.resume)
     network = start_network(settings, here.device)
     caches = fill_caches(wanted, settings, cache, machine, here.ranks)
     split = wanted.only({scan for filled in caches for scan in filled.entries})
@@ -114,7 +115,7 @@ def train_split(
         say(f"note: {note}")
     summary = {**summarise(study, split, settings), "all_data": not wanted.validation, **(about or {})}
     config = describe(study, settings, machine, summary, here.ranks.size)
-    judge = ClassJudge(split.validation, settings.task)
+    judge = ClassJudge(split.validation, settings.task, summary)
     keeper = Keeper(folder, judge, settings, config, choice_of(wanted, split, keep_last))
     data = loaders(caches, split, settings.training, machine, here.device, ranks=here.ranks)
     loss = loss_of(split.train, settings)
@@ -163,17 +164,17 @@ def start_network(settings: RunSettings, device: torch.device, heads: Heads = (C
     say(f"{settings.net.architecture}: {millions:.2f} M parameters on {device}")
     training = settings.training
     network.checkpointing = training.checkpoint_activations  # type: ignore[assignment]
-    encoder = network.encoder if isinstance(network, Segmenter) else network
-    weights = start_from(encoder, training.weights, settings.net, training.inflate, training.inflate_norm)
+    weights = start_from(network, training.weights, settings.net, training.inflate, training.inflate_norm)
     published = "--weights kinetics" if settings.net.family == "resnet" else "2D weights: --weights FILE --inflate full"
-    if isinstance(network, Segmenter):
-        say(f"the head of masks {'goes on with theirs' if go_on(network.decoder, training.weights) else 'is new'}")
+    if MASKS in heads:
+        goes_on = any(name.startswith(DECODER) for name in weights.matched)
+        say(f"the head of masks {'goes on with theirs' if goes_on else 'is new'}")
     say(str(weights) if weights.matched else f"weights: random; the published models began with {published}")
     return network
 
 
 def check_run_folder(folder: Path, overwrite: bool, resume: bool = False) -> Path:
-    """The run's folder, which can be written.
+    """The run's folder, which can be written; it is made with the first file, so that a run refused later leaves none.
 
     Raises:
         SettingError: there is an earlier run, and neither ``overwrite`` nor ``resume``; or nothing to resume.
@@ -187,8 +188,12 @@ def check_run_folder(folder: Path, overwrite: bool, resume: bool = False) -> Pat
     if not (overwrite or resume) and any((folder / name).exists() for name in RUN_FILES):
         further = "--resume to go on with it, " if (folder / STATE).exists() else ""
         raise SettingError(f"{folder} holds a run already; say {further}--overwrite, or another --output-dir")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     check_writable(folder)
     sweep(folder)
+    with suppress(OSError):  # somebody else has begun to fill it
+        for path in made:
+            path.rmdir()
     return folder
 
 

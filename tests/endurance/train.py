@@ -82,7 +82,7 @@ def endure(folder: Path, command: list[str], attempt: Attempt, kills: int, seed:
 
 
 def take_away(run: Path) -> dict[str, bytes]:
-    """All files of a run by name, taken out of the folder; the history without its seconds, and the state, which has them, empty."""
+    """All files of a run by name, taken out of the folder, without the seconds in them."""
     found = {}
     for path in run.iterdir():
         found[path.name] = path.read_bytes()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 
 from cov3d.config import NetSettings, Preprocessing
 from cov3d.errors import ModelError
+from cov3d.nets import weights
 from cov3d.nets.build import build
 from cov3d.nets.model import load_model, save_model
 from cov3d.nets.upernet import Decoder, resized
@@ -134,6 +136,37 @@ def test_a_pretrained_encoder_is_begun_with_and_its_last_layer_is_not(architectu
         assert torch.equal(net.head[-1].weight, last)
         hidden = [] if heads == BOTH else ["head.0.weight", "head.0.bias"]
         assert sorted(report.missing) == sorted([*hidden, "head.3.weight", "head.3.bias"])
+
+
+@pytest.mark.parametrize("heads", [("masks",), BOTH])
+def test_a_file_is_read_once_and_what_its_decoder_gave_is_not_called_unused(heads, tmp_path, monkeypatch):
+    settings = NetSettings("convnext-micro", base_width=4, penultimate=8)
+    source = small("convnext-micro", heads)
+    path = save_model(tmp_path / "m.safetensors", source, settings, Preprocessing(width=32), "severity", {}, heads)
+    reads = []
+    read_whole = weights.read_whole
+    monkeypatch.setattr(weights, "read_whole", lambda file: reads.append(file) or read_whole(file))
+    torch.manual_seed(5)
+    net = build(settings, BOTH)
+    report = start_from(net, str(path), settings)
+    assert len(reads) == 1
+    own = {name for name in net.state_dict() if name.startswith("decoder.")}
+    assert own <= set(report.matched) and not report.unused and not own & set(report.missing)
+    assert str(report).endswith("; 0 unused")
+    for name, tensor in source.decoder.state_dict().items():
+        assert torch.equal(net.decoder.state_dict()[name], tensor)
+
+
+def test_a_decoder_of_another_shape_is_new_and_the_files_is_unused(tmp_path):
+    settings = NetSettings("convnext-micro", base_width=4, penultimate=8)
+    source = small("convnext-micro", ("masks",))
+    tensors = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    tensors["decoder.together.2.bias"] = torch.zeros(2)
+    safetensors.torch.save_file(tensors, tmp_path / "w.safetensors")
+    report = start_from(build(settings, ("masks",)), str(tmp_path / "w.safetensors"), settings)
+    theirs = {name for name in tensors if name.startswith("decoder.")}
+    assert set(report.unused) == theirs == set(report.missing)
+    assert "(decoder.lateral.0.0.bias, decoder.lateral.0.0.weight, decoder.lateral.0.1.bias, " in str(report)
 
 
 def test_heads_that_nobody_knows_are_refused(tmp_path):

@@ -117,7 +117,7 @@ def test_a_state_dict_is_matched_by_name_and_its_stem_summed_over_colours(tmp_pa
     assert torch.equal(net.state_dict()["head.0.weight"], head)
     assert str(report) == (
         f"weights from {file}: {len(report.matched)} tensors matched, 1 of them summed over input channels; "
-        "4 (head.0.weight, head.0.bias, head.3.weight, head.3.bias) new; 2 (fc.weight, fc.bias) unused"
+        "4 (head.0.weight, head.0.bias, head.3.weight, head.3.bias) new; 2 (fc.bias, fc.weight) unused"
     )
 
 
@@ -417,7 +417,7 @@ def test_2d_weights_are_inflated_and_counted(flat, how, norm):
     assert report.missing == ("head.0.weight", "head.0.bias", "head.3.weight", "head.3.bias")
     assert str(report) == (
         f"weights from {flat}: 180 tensors matched, 22 of them inflated to 3D, 1 of them summed over input channels; "
-        "4 (head.0.weight, head.0.bias, head.3.weight, head.3.bias) new; 2 (classifier.2.weight, classifier.2.bias) unused"
+        "4 (head.0.weight, head.0.bias, head.3.weight, head.3.bias) new; 2 (classifier.2.bias, classifier.2.weight) unused"
     )
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from cov3d import Preprocessing, preprocess, read
 from cov3d.chest import Chest, draw
-from cov3d.config import Reading
+from cov3d.config import Reading, parse_labels
 from cov3d.errors import ScanError, SettingError
 from cov3d.forms import FORMS, write_dicom, write_mha, write_nrrd
 from cov3d.scans.crop import Cropped
@@ -28,7 +28,6 @@ from cov3d.scans.mask import (
     cut_alike,
     depth_areas,
     mask_remarks,
-    parse_labels,
     prepare_mask,
     read_mask,
 )

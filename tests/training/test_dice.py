@@ -90,7 +90,7 @@ def test_the_overlap_of_each_scan_is_written(tmp_path: Path):
 
 def test_of_both_tasks_the_best_epoch_is_that_of_the_highest_auc():
     known = (1, 4, 1, 4)
-    judge = BothJudge(ClassJudge(rows(4, known), "severity"), MaskJudge(rows(4, known)))
+    judge = BothJudge(ClassJudge(rows(4, known), "severity", {}), MaskJudge(rows(4, known)))
     ranks = []
     for slope in (1.0, -1.0):
         judge.begin()

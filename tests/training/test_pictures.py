@@ -15,10 +15,12 @@ import safetensors.torch
 import torch
 from PIL import Image
 from shapes import CPU, SMALL, draw_shapes
+from typer.testing import CliRunner
 
+from cov3d.cli import app
 from cov3d.config import Augmentation, Machine, NetSettings, Preprocessing, Training
 from cov3d.config.pictures import PICTURE_TRAINING, PictureSettings, check_pictures, picture_ema
-from cov3d.errors import Cov3dError, SettingError
+from cov3d.errors import Cov3dError, SettingError, StudyError
 from cov3d.nets.build import build
 from cov3d.nets.flat import build_flat
 from cov3d.nets.weights import start_from
@@ -166,6 +168,23 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path):
         Cov3dError, match=r"the loss of .*, and 3 more became nan in epoch 1, batch 2; .*lower --learning-rate"
     ):
         pretrain(draw_shapes(tmp_path / "shapes"), tmp_path / "run", learning_rate=1e30)
+
+
+def test_the_command_says_it_in_one_sentence(tmp_path: Path):
+    words = ["pretrain", draw_shapes(tmp_path / "shapes"), "--method", "imagenet", "--learning-rate", 1e30]
+    words += ["--architecture", "convnext-micro", "--base-width", 8, "--side", 32, "--epochs", 2, "--batch-size", 8]
+    words += ["--workers", 1, "--device", "cpu", "--output-dir", tmp_path / "run"]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 1
+    sentence = "error: the loss became nan in epoch 1; lower --learning-rate, or --precision fp32"
+    assert result.stderr.splitlines()[-1] == sentence
+
+
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path):
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(StudyError, match="holds no pictures"):
+        pretrain(tmp_path / "pictures", tmp_path / "pretrained" / "run")
+    assert not (tmp_path / "pretrained").exists()
 
 
 # The schedule and the settings

@@ -47,6 +47,45 @@ def test_imagenets_layout_has_its_own_validation_pictures(tmp_path: Path):
     assert {held.name(picture).split("/")[0] for picture in held.validation} == {"train"}
 
 
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_the_held_out_folder_has_other_names_too(tmp_path: Path, name: str):
+    draw_shapes(tmp_path / "train", each=3)
+    draw_shapes(tmp_path / name, each=2, seed=9)
+    found = find(tmp_path)
+    assert found.classes == ("circle", "cross", "square")
+    assert {found.name(picture).split("/")[0] for picture in found.validation} == {name}
+    draw_shapes(tmp_path / "val", each=2, seed=9)
+    with pytest.raises(StudyError, match=f"holds val and {name}; keep one of them"):
+        find(tmp_path)
+
+
+def test_beside_a_folder_of_tests_a_share_of_train_is_held_out(tmp_path: Path):
+    draw_shapes(tmp_path / "train", each=10)
+    draw_shapes(tmp_path / "test", each=2, seed=9)
+    found = find(tmp_path)
+    assert (len(found.classes), len(found.train), len(found.validation)) == (3, 24, 6)
+
+
+def test_where_val_is_flat_as_imagenets_archive_a_share_of_train_is_held_out_and_it_is_said(tmp_path: Path, capsys):
+    draw_shapes(tmp_path / "train", each=10)
+    write(tmp_path / "val" / "ILSVRC2012_val_00000001.JPEG")
+    found = find(tmp_path)
+    assert (len(found.train), len(found.validation), found.ignored) == (24, 6, 0)
+    assert "val has no class folders" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_with_a_fraction_val_is_not_read(tmp_path: Path, capsys, flat: bool):
+    draw_shapes(tmp_path / "train", each=10)
+    for k in range(9):  # of which none opens
+        path = tmp_path / "val" / ("" if flat else "no class of train") / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    found = find(tmp_path, validation_fraction=0.3)
+    assert (len(found.train), len(found.validation), found.failures) == (21, 9, {})
+    assert "val is left alone, since --validation-fraction" in capsys.readouterr().err
+
+
 def test_not_every_class_need_be_scored(tmp_path: Path):
     split(tmp_path, ["a", "b"], ["b"])
     assert [picture.label for picture in find(tmp_path).validation] == [1, 1]

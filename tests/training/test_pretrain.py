@@ -16,16 +16,19 @@ from typer.testing import CliRunner
 
 from cov3d import (
     Augmentation,
+    LossSettings,
     Machine,
     NetSettings,
     Preprocessing,
     Pretraining,
     RunSettings,
     Training,
+    build,
     infer,
     load_model,
     pretrain,
     read_study,
+    save_model,
     train,
 )
 from cov3d.cli import app
@@ -37,9 +40,11 @@ from cov3d.scans.frame import frame_of
 from cov3d.scans.preprocess import prepare
 from cov3d.scans.read import read
 from cov3d.scans.resample import resample
-from cov3d.scans.study import Study
+from cov3d.scans.study import Row, Study
 from cov3d.training import pseudo
 from cov3d.training.keeper import Keeper
+from cov3d.training.loss import JointLoss
+from cov3d.training.train import Run
 
 SETTINGS = RunSettings(
     preprocessing=Preprocessing(width=32),
@@ -48,6 +53,7 @@ SETTINGS = RunSettings(
 )
 ONE = Machine(workers=1, device="cpu")
 METHODS = ("segmentation", "segmia", "multitask")
+OWN = "{own} scans are the study's own validation scans, and are left alone"
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +182,15 @@ def test_from_one_tensor_to_another_a_smooth_field_stays_where_it_is(drawn: Stud
     np.testing.assert_allclose(moved[inside], fields[1][inside], atol=1e-3)
 
 
+@pytest.mark.parametrize("crop", ["none", "lungs"])
+def test_in_a_tensor_of_one_slice_values_lie_where_the_scans_do(drawn: Study, crop: str):
+    scan = read(drawn.rows[0].path)
+    whole, flat = (Preprocessing(width=32, depth=depth, crop=crop) for depth in (12, 1))  # type: ignore[arg-type]
+    (many, as_many), (one, as_one) = (prepare(scan, settings) for settings in (whole, flat))
+    frames = frame_of(scan, as_many, whole), frame_of(scan, as_one, flat)
+    np.testing.assert_allclose(resample(many[0], *frames, (1, 32, 32)), one[0], atol=1)
+
+
 def test_stopped_and_resumed_equals_uninterrupted(
     drawn: Study, root: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -196,14 +211,92 @@ def test_stopped_and_resumed_equals_uninterrupted(
         assert (resumed / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_an_outcome_is_learnt_where_nobody_graded(drawn: Study, root: Path, teacher: Path, tmp_path: Path):
+def test_an_outcome_is_learnt_where_nobody_graded_and_the_model_says_so(
+    drawn: Study, root: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     rows = [
         replace(row, severity=UNKNOWN, outcome=UNKNOWN if row.severity == UNKNOWN else int(row.severity > 2))
         for row in drawn.rows
     ]
     folder = run(replace(drawn, rows=tuple(rows)), root, "multitask", tmp_path / "run", how("multitask", teacher))
-    counts = load_model(folder / "severity.safetensors").training["train_counts"]
+    summary = load_model(folder / "severity.safetensors").training
+    counts = summary["train_counts"]
     assert counts["mild"] and counts["critical"] and not counts["moderate"] and not counts["severe"]
+    assert summary["learnt"] == "outcome"
+    capsys.readouterr()
+    answer = infer([drawn.rows[0].path], [folder], tmp_path / "p.csv", machine=ONE)[0]
+    meant = (
+        "severities mean an outcome: mild that it was 0, critical that it was 1; a model that gives them was shown no "
+    )
+    assert f"note: {meant}moderate and no severe scan" in capsys.readouterr().err and meant in answer.warning
+    assert all(meant in line["warning"] for line in table(folder / "predictions.csv"))
+
+
+def test_severity_and_masks_are_learnt_of_graded_scans_and_presence_is_not_claimed(
+    drawn: Study, root: Path, teacher: Path, tmp_path: Path
+):
+    folder = run(drawn, root, "multitask", tmp_path / "run", how("multitask", teacher))
+    summary = load_model(folder / "severity.safetensors").training
+    assert (summary["loss"], summary["severity_factor"]) == ("balanced-ce", 1.0)
+    assert "learnt" not in summary and not summary["train_counts"]["non-covid"]
+    warnings = {line["warning"] for line in table(folder / "predictions.csv")}
+    assert warnings == {"answers about presence say nothing: no model that gives them learnt it"}
+
+
+def test_with_the_joint_loss_the_healthy_and_the_ungraded_are_learnt_too(
+    drawn: Study, root: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen = []
+    losses = JointLoss.severity_losses
+
+    def look(self, logits, presence, severity):
+        seen.append(torch.stack([presence, severity], 1))
+        assert self.severity_factor == 1
+        return losses(self, logits, presence, severity)
+
+    monkeypatch.setattr(JointLoss, "severity_losses", look)
+    positives = [row for row in drawn.rows if row.presence == 1]
+    rows = [replace(row, severity=UNKNOWN) if row in positives[::5] else row for row in drawn.rows]
+    settings = replace(SETTINGS, loss=LossSettings(loss="joint"))
+    folder = run(
+        replace(drawn, rows=tuple(rows)),
+        root,
+        "multitask",
+        tmp_path / "run",
+        how("multitask", teacher),
+        settings=settings,
+    )
+    labels = {tuple(pair) for pair in torch.cat(seen).tolist()}
+    assert {(0, UNKNOWN), (1, UNKNOWN), (1, 1), (1, 4)} <= labels
+    summary = load_model(folder / "severity.safetensors").training
+    assert (summary["loss"], summary["severity_factor"]) == ("joint", 1.0)
+    assert "auc" in json.loads((folder / "metrics.json").read_text())["severity"]
+
+
+@pytest.mark.parametrize(
+    ("method", "fraction", "said"),
+    [
+        ("segmentation", 0.3, ["5 scans have no mask", "2 scans are kept for tests", OWN]),
+        ("segmentation", None, ["5 scans have no mask", "2 scans are kept for tests"]),
+        ("segmia", 0.3, ["2 scans are kept for tests", OWN]),
+        ("multitask", 0.3, ["{ungraded} scans have no severity", "2 scans are kept for tests", OWN]),
+    ],
+)
+def test_scans_that_are_left_out_are_said(drawn: Study, capsys: pytest.CaptureFixture[str], method, fraction, said):
+    room = importlib.import_module("cov3d.training.pretrain")
+    graded = [row for row in drawn.rows if row.severity != UNKNOWN and row.split == "train"]
+    healthy = [row for row in drawn.rows if row.presence == 0 and row.split == "train"]
+    rows = [
+        replace(row, split="test" if row in graded[:2] else row.split, mask=None if row in healthy[:5] else row.mask)
+        for row in drawn.rows
+    ]
+    settings = replace(SETTINGS, training=replace(SETTINGS.training, validation_fraction=fraction))
+    room.wanted_split(replace(drawn, rows=tuple(rows)), method, room.over_severity(settings, method))
+    counts = {
+        "ungraded": sum(row.severity == UNKNOWN for row in rows),
+        "own": sum(row.split == "validation" and (method != "multitask" or row.severity != UNKNOWN) for row in rows),
+    }
+    assert capsys.readouterr().err.splitlines() == [f"note: {note.format(**counts)}" for note in said]
 
 
 def test_a_segmentation_model_draws_masks_that_lie_on_the_scan(drawn: Study, teacher: Path, tmp_path: Path):
@@ -287,11 +380,11 @@ def test_without_settings_they_are_the_published_ones(drawn: Study, monkeypatch:
     room = importlib.import_module("cov3d.training.pretrain")
     seen = []
 
-    def look(settings):
+    def look(settings, method):
         seen.append(settings)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(room, "graded", look)
+    monkeypatch.setattr(room, "over_severity", look)
     with pytest.raises(KeyboardInterrupt):
         pretrain(drawn, "segmentation")
     training = seen[0].training
@@ -307,9 +400,20 @@ def test_a_method_without_masks_is_refused_with_advice(drawn: Study, method: str
         pretrain(drawn, method)  # type: ignore[arg-type]
 
 
-def test_a_loss_that_pretraining_does_not_know_is_refused(drawn: Study, root: Path, tmp_path: Path):
-    with pytest.raises(SettingError, match="pretraining learns masks and severity"):
-        run(drawn, root, "segmentation", tmp_path / "run", settings=replace(SETTINGS, task="presence"))
+@pytest.mark.parametrize(
+    ("method", "values", "cause"),
+    [
+        ("segmentation", {"task": "presence"}, "pretraining learns masks and severity"),
+        ("multitask", {"loss": LossSettings(severity_factor=0.5)}, "pretraining learns masks and severity"),
+        ("multitask", {"loss": LossSettings(presence_smoothing=0.1)}, "--presence-smoothing says nothing"),
+        ("segmia", {"loss": LossSettings(loss="joint")}, "--loss joint says nothing in --method segmia"),
+    ],
+)
+def test_a_loss_that_pretraining_does_not_know_is_refused(
+    drawn: Study, root: Path, tmp_path: Path, method, values, cause
+):
+    with pytest.raises(SettingError, match=cause):
+        run(drawn, root, method, tmp_path / "run", how(method, tmp_path), settings=replace(SETTINGS, **values))
 
 
 def test_validation_scans_of_one_severity_cannot_choose(drawn: Study, root: Path, teacher: Path, tmp_path: Path):
@@ -333,10 +437,75 @@ def test_a_study_without_masks_is_refused_with_advice(drawn: Study, root: Path, 
         run(bare, root, "segmentation", tmp_path / "run")
 
 
-def test_a_study_without_lesions_is_refused(drawn: Study, root: Path, tmp_path: Path):
+def test_a_study_without_lesions_is_refused_and_leaves_no_folder(drawn: Study, root: Path, tmp_path: Path):
     healthy = replace(drawn, rows=tuple(row for row in drawn.rows if row.presence == 0))
-    with pytest.raises(StudyError, match="every mask of the training scans is empty"):
-        run(healthy, root, "segmentation", tmp_path / "run")
+    with pytest.raises(
+        StudyError, match=r"every mask of the training scans is empty: there is no lesion to learn from$"
+    ):
+        run(healthy, root, "segmentation", tmp_path / "pretrained" / "run")
+    assert not (tmp_path / "pretrained").exists()
+
+
+def test_where_the_masks_with_lesions_failed_the_cause_is_named(drawn: Study, root: Path, tmp_path: Path):
+    wrong = next(row for row in drawn.rows if row.split == "train" and row.presence == 1)
+    rows = [row for row in drawn.rows if row.presence == 0]
+    study = replace(drawn, rows=(*rows, replace(wrong, mask=moved(wrong, tmp_path))))
+    with pytest.raises(
+        StudyError, match=r"is empty: .* Left out are .*: its mask moved\.nii\.gz: lies elsewhere"
+    ) as caught:
+        run(study, root, "segmentation", tmp_path / "run")
+    assert wrong.scan in listed(str(caught.value))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_where_no_scan_can_be_read_the_causes_are_named_and_where_they_all_are(
+    drawn: Study, root: Path, teacher: Path, tmp_path: Path, method: str
+):
+    rows = []
+    for k, row in enumerate(drawn.rows):
+        if row.split == "train":
+            (tmp_path / f"{k}.nii.gz").write_bytes(b"")
+            row = replace(row, path=tmp_path / f"{k}.nii.gz")
+        rows.append(row)
+    settings = replace(SETTINGS, training=replace(SETTINGS.training, validation_fraction=None))
+    cause = r"no scan that can be read, with its mask, is left to learn from\. Left out are .*: is empty"
+    with pytest.raises(StudyError, match=cause) as caught:
+        study = replace(drawn, rows=tuple(rows))
+        run(study, root, method, tmp_path / "run", how(method, teacher), settings=settings)
+    learnt = [row.scan for row in rows if row.split == "train" and (method != "multitask" or row.severity != UNKNOWN)]
+    assert set(learnt) <= listed(str(caught.value))
+
+
+@pytest.mark.parametrize("values", [{"threshold": 0.99}, {"soft": True}])
+def test_a_teacher_that_finds_no_lesion_is_said_to(drawn: Study, root: Path, tmp_path: Path, values):
+    net = build(SETTINGS.net, ("masks",))
+    torch.nn.init.constant_(net.decoder.together[2].bias, -20.0)
+    blind = save_model(
+        tmp_path / "m.safetensors", net, SETTINGS.net, SETTINGS.preprocessing, "severity", {}, ("masks",)
+    )
+    said = {
+        "threshold": "the teacher drew nothing above --threshold 0.99 in any training scan, so there is no lesion to learn "
+        "from; lower --threshold, say --soft, or name another teacher",
+        "soft": "the teacher's probabilities are 0 in all training scans, so there is no lesion to learn from; name another",
+    }
+    with pytest.raises(StudyError) as caught:
+        run(drawn, root, "segmia", tmp_path / "run", Pretraining(teacher=str(blind), **values))
+    assert str(caught.value) == said[next(iter(values))]
+
+
+def moved(row: Row, folder: Path) -> Path:
+    """A copy of a row's mask that lies 30 mm beside its scan."""
+    image = nibabel.load(row.mask)
+    affine = image.affine.copy()
+    affine[0, 3] += 30
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), affine), folder / "moved.nii.gz")
+    return folder / "moved.nii.gz"
+
+
+def listed(error: str) -> set[str]:
+    """The scans in the lists of failures that an error names."""
+    files = error.rpartition("(all in ")[2].rstrip(")").split(" and ")
+    return {line["scan"] for file in files for line in table(Path(file))}
 
 
 def test_a_study_of_one_scan_is_refused_with_advice(drawn: Study, root: Path, tmp_path: Path):
@@ -347,11 +516,7 @@ def test_a_study_of_one_scan_is_refused_with_advice(drawn: Study, root: Path, tm
 
 def test_a_scan_whose_mask_lies_elsewhere_is_named_and_left_out(drawn: Study, root: Path, tmp_path: Path):
     wrong = next(row for row in drawn.rows if row.split == "train" and row.mask)
-    image = nibabel.load(wrong.mask)
-    affine = image.affine.copy()
-    affine[0, 3] += 30
-    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), affine), tmp_path / "moved.nii.gz")
-    rows = tuple(replace(row, mask=tmp_path / "moved.nii.gz") if row is wrong else row for row in drawn.rows)
+    rows = tuple(replace(row, mask=moved(wrong, tmp_path)) if row is wrong else row for row in drawn.rows)
     study = replace(drawn, rows=rows)
     failures = pretrain(study, "segmentation", SETTINGS, None, ONE, root / "cache", tmp_path / "run").failures
     assert list(failures) == [wrong.scan] and "lies elsewhere than its scan" in failures[wrong.scan]
@@ -370,6 +535,8 @@ def test_a_teacher_that_draws_nothing_is_refused(drawn: Study, root: Path, tmp_p
     ("method", "values", "cause"),
     [
         ("segmia", {}, "--method segmia needs --teacher"),
+        ("segmia", {"teacher": ""}, "--method segmia needs --teacher"),
+        ("multitask", {"teacher": ""}, "--method multitask needs --teacher"),
         ("segmentation", {"teacher": "t"}, "--teacher says nothing in --method segmentation"),
         ("segmentation", {"soft": True}, "--soft says nothing"),
         ("segmia", {"teacher": "t", "mask_labels": "1,2"}, "--mask-labels says nothing"),
@@ -387,6 +554,7 @@ def test_settings_that_say_nothing_or_lack_are_refused(drawn: Study, root: Path,
         ({"soft": True, "threshold": 0.3}, "--soft learns probabilities as they are"),
         ({"weights_of_tasks": (1.0, 0.0)}, "two numbers above 0"),
         ({"threshold": 1.5}, r"--threshold 1\.5 is out of range"),
+        ({"mask_labels": "x"}, "--mask-labels 'x' is not whole numbers"),
     ],
 )
 def test_settings_of_pretraining_that_cannot_be_are_refused(values, cause):
@@ -401,11 +569,32 @@ def test_settings_of_pretraining_that_cannot_be_are_refused(values, cause):
         (["--method", "imagenet", "--width", "64"], "--width says nothing in --method imagenet"),
         (["--method", "imagenet", "--teacher", "t"], "--teacher says nothing in --method imagenet"),
         (["--method", "multitask"], "--method multitask needs --teacher"),
+        (["--method", "multitask", "--teacher", ""], "--method multitask needs --teacher"),
+        (["--method", "segmentation", "--loss", "joint"], "--loss says nothing in --method segmentation"),
+        (["--method", "segmia", "--class-weights", "none"], "--class-weights says nothing in --method segmia"),
+        (
+            ["--method", "imagenet", "--severity-smoothing", "0.1"],
+            "--severity-smoothing says nothing in --method imagenet",
+        ),
     ],
 )
 def test_the_command_refuses_settings_of_another_method(drawn: Study, words: list[str], cause: str):
     result = CliRunner().invoke(app, ["pretrain", str(drawn.source), *words])
     assert result.exit_code == 2 and cause in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "loss", "weights"),
+    [([], "balanced-ce", "none"), (["--loss", "joint", "--class-weights", "inverse"], "joint", "inverse")],
+)
+def test_the_command_has_multitasks_loss(drawn: Study, monkeypatch: pytest.MonkeyPatch, words, loss, weights):
+    """Without further words it is plain cross entropy, as published."""
+    room = importlib.import_module("cov3d.training.pretrain")
+    seen = []
+    monkeypatch.setattr(room, "pretrain", lambda *asked: seen.append(asked[2].loss) or Run(Path("run"), {}))
+    command = ["pretrain", str(drawn.source), "--method", "multitask", "--teacher", "t", *words]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert (seen[0].loss, seen[0].class_weights) == (loss, weights)
 
 
 def test_the_command_begins_with_the_published_settings(drawn: Study, root: Path, tmp_path: Path):

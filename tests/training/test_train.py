@@ -16,9 +16,11 @@ import torch
 from conftest import write_slices
 from fastai.learner import Learner, TrainEvalCallback
 from fastai.optimizer import SGD
+from typer.testing import CliRunner
 
 from cov3d import (
     Augmentation,
+    LossSettings,
     Machine,
     NetSettings,
     Preprocessing,
@@ -28,9 +30,10 @@ from cov3d import (
     read_study,
     train,
 )
+from cov3d.cli import app
 from cov3d.errors import Cov3dError, SettingError, StudyError
 from cov3d.training.accumulate import Accumulate
-from cov3d.training.fit import pick_precision
+from cov3d.training.fit import advice, pick_precision
 from cov3d.training.loaders import Loaders
 from cov3d.training.order import Order
 
@@ -269,6 +272,40 @@ def test_a_loss_that_is_no_number_stops_the_run(study: Path, tmp_path: Path):
     scans = r"(train/(non-)?covid/ct_scan_?\d, ){3}train/(non-)?covid/ct_scan_?\d"
     said = r"became nan in epoch 1, batch 2; see whether these scans are sound, lower --learning-rate, .*--skip-nan to leave"
     assert re.match(f"the loss of {scans} {said}", str(caught.value))
+
+
+def test_the_command_says_it_in_one_sentence(study: Path, tmp_path: Path):
+    words = ["train", study, "--learning-rate", 1e30, "--width", 32, "--base-width", 4, "--penultimate", 8]
+    words += ["--workers", 1, "--device", "cpu", "--cache", tmp_path / "cache", "--output-dir", tmp_path / "run"]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 1
+    last = result.stderr.splitlines()[-1]
+    said = r"error: the loss of .* became nan in epoch 1, batch \d; see whether these scans are sound, lower --learning-rate, .*"
+    assert re.fullmatch(said, last)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        "Exception occured in `Epochs` when calling event `after_batch`:\n\tthe disk: is full",
+        "Caught Cov3dError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File x\n"
+        "cov3d.errors.Cov3dError: the disk: is full\n",
+        "the disk: is full",
+    ],
+)
+@pytest.mark.parametrize("kind", [Cov3dError, SettingError])
+def test_what_libraries_put_before_a_sentence_is_taken_off(wrapped: str, kind: type[Cov3dError]):
+    with pytest.raises(kind) as caught, advice():
+        raise kind(wrapped)
+    assert str(caught.value) == "the disk: is full" and type(caught.value) is kind
+
+
+def test_answers_that_nothing_trained_are_said_to_say_nothing(study: Path, tmp_path: Path):
+    settings = replace(with_training(epochs=1), task="severity", loss=LossSettings(severity_factor=1.0))
+    for line in table(fit(study, tmp_path, settings) / "predictions.csv"):
+        assert line["warning"] == "answers about presence say nothing: no model that gives them learnt it"
+    for line in table(fit(study, tmp_path, with_training(epochs=1), overwrite=True) / "predictions.csv"):
+        assert line["warning"] == ""
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
