@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -137,20 +136,20 @@ def describe(found: Pictures, settings: PictureSettings, training: Training, net
     }
 
 
-def notes(found: Pictures, output: Path) -> Iterator[str]:
-    """What is to be said of the pictures, and the list of those that do not open."""
-    yield (
-        f"{plural(len(found.train), 'picture')} to learn {len(found.classes)} classes from, and {len(found.validation)} to "
-        "score by, which choose nothing"
+def tell(found: Pictures, output: Path) -> None:
+    """Say how many pictures there are, and list those that do not open."""
+    say(
+        f"note: {plural(len(found.train), 'picture')} to learn {len(found.classes)} classes from, and "
+        f"{len(found.validation)} to score by, which choose nothing"
     )
     if found.ignored:
-        yield f"{plural(found.ignored, 'file')} left alone, whose names are not pictures'"
+        say(f"note: {plural(found.ignored, 'file')} left alone, whose names are not pictures'")
     (output / FAILURES).unlink(missing_ok=True)
     if found.failures:
         rows = [{"picture": name, "error": cause} for name, cause in found.failures.items()]
         path = write_table(output / FAILURES, ["picture", "error"], rows)
         some = few([f"{name} {cause}" for name, cause in found.failures.items()], "; ")
-        yield f"{plural(len(rows), 'picture')} left out ({some}); all in {path}"
+        say(f"note: {plural(len(rows), 'picture')} left out ({some}); all in {path}")
 
 
 def finish(output: Path, network: nn.Module, config: dict[str, Any], keeper: PictureKeeper) -> None:
