@@ -199,7 +199,20 @@ def advice(sizes: str = "--width or --base-width") -> Iterator[None]:
     except Cov3dError as error:
         error.args = (WRAPPED.sub("", str(error)).strip(),)
         raise
+    except RuntimeError as error:
+        if not (cause := trouble_of_workers(str(error))):
+            raise
+        raise Cov3dError(f"{cause}; then say --resume: what was saved stays") from error
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
         raise Cov3dError("a batch of one scan this small has no statistics; raise --width or --batch-size") from error
+
+
+def trouble_of_workers(text: str) -> str:
+    """What became of a loader's processes, and what to do, from torch's words about them; nothing if these are about others."""
+    if "shared memory" in text or "Bus error" in text or "/torch_" in text:
+        return "/dev/shm, through which processes pass pictures on, is full; enlarge it (docker --shm-size 8g) or lower --workers"
+    if "DataLoader worker" in text and ("killed by signal" in text or "exited unexpectedly" in text):
+        return "a process that reads pictures was killed (out of memory?); free memory or lower --workers"
+    return ""

@@ -138,12 +138,12 @@ def picture_loaders(
 ) -> Loaders:
     """Training batches in an order drawn from the seed; validation in order.
 
-    Decoding and varying pictures is work for processes. They do not hear the signals that ask the run to stop: a scheduler's
-    go to all processes, and what is under way has to be saved first.
+    Decoding and varying pictures is work for processes; beside a network on a CPU only if ``--workers`` says so. They do not
+    hear the signals that ask the run to stop: a scheduler's go to all processes, and what is under way has to be saved first.
     """
     gpu = device.type == "cuda"
     common: dict[str, Any] = {
-        "num_workers": min(machine.processes, 16) if gpu else 0,
+        "num_workers": min(machine.processes, 16) if gpu or (machine.workers or 0) > 1 else 0,
         "pin_memory": gpu,
         "worker_init_fn": ignore_stops,
     }

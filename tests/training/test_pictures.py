@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
@@ -26,6 +28,8 @@ from cov3d.nets.flat import build_flat
 from cov3d.nets.weights import start_from
 from cov3d.stopping import Stopped
 from cov3d.tables import read_table
+from cov3d.training.epochs import Epochs
+from cov3d.training.fit import advice
 from cov3d.training.order import Place
 from cov3d.training.pictures import matrices_and_vectors, pretrain_pictures
 from cov3d.training.pictures_epochs import rate_at
@@ -43,8 +47,8 @@ def training(**said: Any) -> Training:
 
 def pretrain(folder: Path, output: Path, settings: PictureSettings = SMALL, **said: Any):
     again = {name: said.pop(name) for name in ("resume", "overwrite") if name in said}
-    net = said.pop("net", NET)
-    return pretrain_pictures(folder, settings, training(**said), net, CPU, output, **again)
+    net, machine = said.pop("net", NET), said.pop("machine", CPU)
+    return pretrain_pictures(folder, settings, training(**said), net, machine, output, **again)
 
 
 def test_shapes_are_learnt_and_the_weights_begin_a_3d_network(tmp_path: Path):
@@ -185,6 +189,57 @@ def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path):
     with pytest.raises(StudyError, match="holds no pictures"):
         pretrain(tmp_path / "pictures", tmp_path / "pretrained" / "run")
     assert not (tmp_path / "pretrained").exists()
+
+
+# Processes that read
+
+
+def test_it_does_not_matter_how_many_processes_read(tmp_path: Path):
+    folder = draw_shapes(tmp_path / "shapes")
+    runs = [
+        pretrain(folder, tmp_path / str(workers), machine=Machine(workers=workers, device="cpu")) for workers in (1, 2)
+    ]
+    one, two = ((run.folder / "weights.safetensors").read_bytes() for run in runs)
+    assert one == two
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_signal_to_all_processes_saves_first_and_a_killed_one_is_said(
+    tmp_path: Path, monkeypatch, listening: None, killed: bool
+):
+    folder = draw_shapes(tmp_path / "shapes")
+    seen = []
+
+    def after_batch(self):
+        seen.append(1)
+        if len(seen) == 4:  # in the second epoch
+            for reader in multiprocessing.active_children():
+                os.kill(reader.pid, signal.SIGKILL if killed else signal.SIGTERM)
+            if not killed:
+                signal.raise_signal(signal.SIGTERM)
+        whole(self)
+
+    whole = Epochs.after_batch
+    monkeypatch.setattr(Epochs, "after_batch", after_batch)
+    kind, said = (Cov3dError, "was killed .*--resume") if killed else (Stopped, "stopped by SIGTERM after batch")
+    with pytest.raises(kind, match=said) as caught:
+        pretrain(folder, tmp_path / "run", epochs=3, machine=Machine(workers=2, device="cpu"))
+    assert "\n" not in str(caught.value)
+    pretrain(folder, tmp_path / "run", epochs=3, resume=True)
+    whole_run = pretrain(folder, tmp_path / "whole", epochs=3).folder
+    assert (tmp_path / "run" / "weights.safetensors").read_bytes() == (whole_run / "weights.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)",
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of",
+    ],
+)
+def test_a_full_shared_memory_is_said(text: str):
+    with pytest.raises(Cov3dError, match=r"^/dev/shm, through which .* is full; .*--shm-size 8g.*--resume"), advice():
+        raise RuntimeError(text)
 
 
 # The schedule and the settings
