@@ -290,7 +290,7 @@ def cross_validate(
     from cov3d.scans.study import read_study
     from cov3d.training.cross_validate import cross_validate
 
-    share = Shard() if fold is not None or collect else find_shard(shard)
+    share = Shard() if fold is not None or collect else _share(shard)
     read = read_study(study)
     run = cross_validate(read, settings, machine, folds, fold, cache, output_dir, overwrite, collect, saving, share)
     show(str(run.folder))
@@ -409,9 +409,7 @@ def infer(
 
     asked = [*(scans or []), *(scan or []), *(scan_dir or [])]
     output = output_csv or output
-    share = Shard() if collect else find_shard(shard)
-    if share.found_in:
-        say(f"note: share {share}, found in the environment of {share.found_in}; say --shard 0/1 for all")
+    share = Shard() if collect else _share(shard)
     if collect:
         check_unsaid({"--model": model, "--shard": shard, "--masks": masks, "--resume": resume}, inference)
         rows = join(output, asked, overwrite, submission, reading)

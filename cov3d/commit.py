@@ -21,19 +21,20 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-TEMPORARY_PREFIX = ".tmp-"
+TEMPORARY_PREFIX = ".tmp-cov3d-"  # nobody else's, since what a killed run left is removed
 TRIES = 3
 OLD = 3600.0  # seconds after which a temporary file is nobody's, where locks cannot tell
 ALMOST_NOTHING = 2**20  # bytes free on a disk that is full
 
-FULL = "the disk is full: free some space and run the same command again"
+AGAIN = "run the same command again, with --resume where there is that"
+FULL = f"the disk is full: free some space and {AGAIN}"
 OTHERWISE = "choose a folder you may write to"
-GONE = "the drive does not answer: when it is there again, run the same command again"
+GONE = f"the drive does not answer: when it is there again, {AGAIN}"
 ADVICE = {
     errno.ENOSPC: FULL,
-    errno.EDQUOT: "your share of the disk is used up: free some space and run the same command again",
+    errno.EDQUOT: f"your share of the disk is used up: free some space and {AGAIN}",
     errno.EROFS: "nothing can be written to this drive; choose another folder",
-    errno.EMFILE: "too many files are open: raise the limit ('ulimit -n 4096') and run the same command again",
+    errno.EMFILE: f"too many files are open: raise the limit ('ulimit -n 4096') and {AGAIN}",
     **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT), GONE),
 }
 

@@ -87,7 +87,7 @@ def test_a_sweep_takes_temporary_files_only(tmp_path: Path):
     (tmp_path / f"{TEMPORARY_PREFIX}folder").mkdir()
     leftover(tmp_path)
     sweep(tmp_path)
-    assert names(tmp_path) == [".tmp-folder", "file"]
+    assert names(tmp_path) == [f"{TEMPORARY_PREFIX}folder", "file"]
     sweep(tmp_path / "nowhere")
 
 
@@ -142,7 +142,7 @@ def test_where_there_are_no_locks_age_decides_and_files_are_written_all_the_same
     leftover(tmp_path, "old", age=3700)
     leftover(tmp_path, "young", age=3500)
     sweep(tmp_path)
-    assert names(tmp_path) == [".tmp-young"]
+    assert names(tmp_path) == [f"{TEMPORARY_PREFIX}young"]
     commit_text(tmp_path / "file", "whole")
     with locked(tmp_path / "file"):
         commit_text(tmp_path / "file", "whole again")

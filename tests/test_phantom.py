@@ -581,7 +581,7 @@ def test_impossible_settings_are_refused_before_anything_is_written(wrong: dict,
 
 def test_overwriting_removes_what_was_drawn_and_refuses_where_anything_else_lies(tmp_path: Path):
     study = write_study(tmp_path / "study", scans=8, size=32)
-    (study / "train" / "covid" / ".tmp-left-by-a-killed-run").touch()
+    (study / "train" / "covid" / ".tmp-cov3d-left-by-a-killed-run").touch()
     write_study(study, scans=8, size=32, seed=1, overwrite=True)
     somebody = study / "train" / "covid" / "ct_scan_900"
     somebody.mkdir()
@@ -620,7 +620,7 @@ def test_overwriting_never_takes_a_patient_that_lies_beside_the_drawn(form: str,
 
 def test_overwriting_removes_what_a_killed_run_left_in_a_scan(copied: Callable[[str], Path]) -> None:
     study = copied("dicom")
-    (scans_of(study)[0] / ".tmp-half-a-slice").touch()
+    (scans_of(study)[0] / ".tmp-cov3d-half-a-slice").touch()
     write_study(study, 8, "mha", size=32, overwrite=True)
     assert {path.suffix for path in scans_of(study)} == {".mha"}
 

@@ -114,7 +114,7 @@ class Block(nn.Module):
         self.pwconv1 = nn.Linear(width, 4 * width)
         self.act = nn.GELU()
         self.pwconv2 = nn.Linear(4 * width, width)
-        self.gamma = nn.Parameter(LAYER_SCALE * torch.ones(width))
+        self.gamma = nn.Parameter(torch.empty(width).fill_(LAYER_SCALE))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,6 +24,28 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise SettingError(f"--device {name}: there are {torch.cuda.device_count()} GPUs here; choose another, or auto")
     return device
+
+
+def device_of_rank(name: str) -> torch.device:
+    """The device that ``--device`` means for this of torchrun's processes: a GPU each.
+
+    Raises:
+        SettingError: more processes than GPUs, or one GPU for all.
+    """
+    device = pick_device(name)
+    local, size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device.type != "cuda" or size == 1:
+        return device
+    if device.index is not None:
+        raise SettingError(
+            f"--device {name} is one GPU for {size} processes; leave it at auto, so that each has its own"
+        )
+    if size > torch.cuda.device_count():
+        raise SettingError(
+            f"{size} processes on a machine with {torch.cuda.device_count()} GPUs; say torchrun --nproc-per-node "
+            f"{torch.cuda.device_count()}"
+        )
+    return torch.device("cuda", local)
 
 
 @contextmanager

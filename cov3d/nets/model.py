@@ -18,6 +18,7 @@ from typing import Any, cast
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import cov3d
 from cov3d.commit import commit
@@ -143,13 +144,27 @@ def describe(header: Mapping[str, Any], path: str | Path, sha256: str) -> Model:
     try:
         settings = from_dict(NetSettings, header["net"], "its header")
         heads = check_heads(header.get("heads", [CLASSES_HEAD]))
-        with torch.device("meta"):  # shapes without memory: whatever the header says, the file's size is the bound
+        with (
+            torch.device("meta"),
+            Unset(),
+        ):  # shapes without memory: whatever the header says, the file's size is the bound
             net = build(settings, heads)
         preprocessing = from_dict(Preprocessing, header["preprocessing"], "its header")
         task, training = check_task(header["task"]), dict(header["training"])
     except Exception as error:  # a header can be wrong in any way; build says in its own words what it cannot build
         raise ModelError(f"{path} describes no model that this version of cov3d can build: {error}") from error
     return Model(net, settings, preprocessing, task, training, Path(path), sha256, heads)
+
+
+class Unset(TorchFunctionMode):
+    """Tensors are made and their values not set: on torch's ``meta`` device that would import half of torch's compiler."""
+
+    SETTERS = ("normal_", "uniform_", "fill_", "zero_")
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__name__", "") in self.SETTERS:
+            return args[0]
+        return function(*args, **(kwargs or {}))
 
 
 def check_heads(heads: Any) -> Heads:

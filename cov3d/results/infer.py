@@ -13,10 +13,9 @@ from cov3d.config import Inference, Machine, Reading
 from cov3d.console import few, plural, progress, say
 from cov3d.errors import SettingError
 from cov3d.labels import SEVERITY
-from cov3d.nets.inputs import memory_advice
+from cov3d.nets.inputs import device_of_rank, memory_advice
 from cov3d.predictions import Prediction, in_order, write_predictions
 from cov3d.results.claim import claimed
-from cov3d.results.drives import check_drive, drives_of
 from cov3d.results.ensemble import Ensemble
 from cov3d.results.journal import Asked, Journal, appending, check_output, open_journal
 from cov3d.results.masks import check_free, check_masks, foreign_masks, mask_names
@@ -24,10 +23,10 @@ from cov3d.results.models import load_models
 from cov3d.results.parts import part_file
 from cov3d.results.provenance import place
 from cov3d.results.submission import NO_CLASSES, write_submission
+from cov3d.scans.drives import check_drive, drives_of
 from cov3d.scans.read import ask_scans
 from cov3d.scans.tensors import read_tensors
 from cov3d.shards import Shard
-from cov3d.training.ranks import device_of_rank
 
 ENOUGH = 3  # scans, to wonder why all have the same answer
 NOT_A_DEVICE = "research software, not a medical device: no answer here is a diagnosis"
@@ -119,7 +118,7 @@ def _answer(journal: Journal, ensemble: Ensemble, reading: Reading, machine: Mac
         for tensors in read_tensors(todo, wanted, reading, machine, frames=bool(ensemble.segmenters)):
             path = todo[tensors.index]
             if tensors.error:
-                check_drive(path, drives)
+                check_drive(path, drives, "say --resume: what is answered is kept")
             mask = journal.masks.get(place(path))
             rows.append(ensemble.answer(path, tensors, mask))
             if rows[-1].error and mask is not None:

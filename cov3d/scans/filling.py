@@ -10,6 +10,7 @@ from cov3d.commit import sweep
 from cov3d.config import Machine
 from cov3d.console import few, natural, plural, progress, say
 from cov3d.errors import Cov3dError
+from cov3d.scans.drives import check_drive, drives_of
 from cov3d.scans.entry import Entry, check_entry, current_entry, make_entry
 from cov3d.scans.lists import write_lists
 from cov3d.scans.workers import Job, each
@@ -49,10 +50,12 @@ def _make(
     missing: Mapping[str, Job], machine: Machine, stage: str, entries: dict[str, Entry], failures: dict[str, str]
 ) -> None:
     scans = list(missing)
+    drives = drives_of(Path(job["path"]) for job in missing.values())
     with progress(len(scans), stage) as step:
         for outcome in each(make_entry, list(missing.values()), machine):
             scan = scans[outcome.index]
             if outcome.error:
+                check_drive(Path(missing[scan]["path"]), drives, "run the same command again: what is made is kept")
                 failures[scan] = outcome.error
             else:
                 entries[scan] = outcome.answer

@@ -15,6 +15,7 @@ from cov3d.config import Machine, RunSettings, Saving, recorded
 from cov3d.console import few, say
 from cov3d.errors import Cov3dError, SettingError
 from cov3d.metrics import score_presence, score_severity
+from cov3d.nets.inputs import device_of_rank
 from cov3d.predictions import Prediction, read_predictions, write_predictions
 from cov3d.runs import (
     CONFIG,
@@ -32,7 +33,6 @@ from cov3d.scans.study import Row, Study
 from cov3d.shards import Shard
 from cov3d.training.folds import Folds, deal
 from cov3d.training.keeper import NOTES
-from cov3d.training.ranks import device_of_rank
 from cov3d.training.session import Session
 from cov3d.training.train import Run, prepare_study, train_split
 

@@ -20,8 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cov3d.console import mute, say
-from cov3d.errors import Cov3dError, SettingError
-from cov3d.nets.inputs import pick_device
+from cov3d.errors import Cov3dError
 
 LONGEST = timedelta(days=7)  # that the others wait while one makes a cache
 LONGEST_STEP = timedelta(minutes=30)
@@ -141,28 +140,6 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     finally:
         with suppress(RuntimeError):
             dist.destroy_process_group()
-
-
-def device_of_rank(name: str) -> torch.device:
-    """The device that ``--device`` means for this of torchrun's processes: a GPU each.
-
-    Raises:
-        SettingError: more processes than GPUs, or one GPU for all.
-    """
-    device = pick_device(name)
-    local, size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if device.type != "cuda" or size == 1:
-        return device
-    if device.index is not None:
-        raise SettingError(
-            f"--device {name} is one GPU for {size} processes; leave it at auto, so that each has its own"
-        )
-    if size > torch.cuda.device_count():
-        raise SettingError(
-            f"{size} processes on a machine with {torch.cuda.device_count()} GPUs; say torchrun --nproc-per-node "
-            f"{torch.cuda.device_count()}"
-        )
-    return torch.device("cuda", local)
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from cov3d.config import Machine, Saving
+from cov3d.nets.inputs import device_of_rank
 from cov3d.stopping import Asked, asked_to_stop
-from cov3d.training.ranks import ALONE, Ranks, device_of_rank, joined
+from cov3d.training.ranks import ALONE, Ranks, joined
 
 
 @dataclass(frozen=True)

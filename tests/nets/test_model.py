@@ -6,6 +6,8 @@ import hashlib
 import json
 import pickle
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -261,3 +263,10 @@ def test_a_future_format_says_which_version_to_use(tmp_path):
 def test_what_is_no_file_is_said(tmp_path):
     assert "there is no file" in refusal(tmp_path / "absent.safetensors")
     assert "is a folder; name a file in it" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("net", [SMALL, NetSettings("convnext-micro", base_width=4)])
+def test_loading_a_model_imports_no_compiler(tmp_path, net):
+    path = save_model(tmp_path / "m", build(net), net, Preprocessing(width=32, depth=32), "both", {})
+    code = f"import sys, cov3d; cov3d.load_model({str(path)!r}); assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -235,6 +235,6 @@ def test_what_a_killed_run_was_writing_is_cleaned_up(
     output: Path, run: Callable, timeless: Callable, undisturbed: list[list[str]]
 ):
     output.parent.mkdir()
-    descriptor, _ = tempfile.mkstemp(prefix=".tmp-", dir=output.parent)
+    descriptor, _ = tempfile.mkstemp(prefix=".tmp-cov3d-", dir=output.parent)
     os.close(descriptor)
     check_gone_on_with(output, run, timeless, undisturbed)

@@ -792,7 +792,7 @@ def test_a_cached_tensor_takes_its_own_room_only(filled: cache.Cache):
 def test_leftovers_of_a_killed_run_are_swept_at_once_and_what_is_being_written_stays(
     filled: cache.Cache, tmp_path: Path
 ):
-    left, written = filled.folder / ".tmp-left", filled.folder / ".tmp-written"
+    left, written = filled.folder / ".tmp-cov3d-left", filled.folder / ".tmp-cov3d-written"
     for file in (left, written):
         file.write_bytes(b"half")
     with locked(written):

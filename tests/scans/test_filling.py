@@ -265,7 +265,7 @@ def test_a_stopped_workers_leftover_is_gone_when_the_run_ends(
     shutil.rmtree(cache.folder)
 
     def each(*_):
-        (cache.folder / ".tmp-left").write_bytes(np.zeros(10))
+        (cache.folder / ".tmp-cov3d-left").write_bytes(np.zeros(10))
         raise KeyboardInterrupt
         yield
 

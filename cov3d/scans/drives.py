@@ -20,14 +20,16 @@ def drives_of(scans: Iterable[Path]) -> dict[Path, int]:
     return found
 
 
-def check_drive(scan: Path, drives: Mapping[Path, int]) -> None:
-    """Raise a Cov3dError if a scan that failed was there before, and by now neither it nor any other of its drive is."""
+def check_drive(scan: Path, drives: Mapping[Path, int], then: str) -> None:
+    """Raise a Cov3dError if a scan that failed was there before, and by now neither it nor any other of its drive is.
+
+    ``then`` is what to do when it is there again.
+    """
     alike = [path for path, drive in drives.items() if drive == drives.get(scan)]
     if len(alike) < 2 or _is_within_reach(scan) or any(map(_is_within_reach, alike)):
         return
     raise Cov3dError(
-        f"{scan}: none of the {len(alike)} scans on its drive can be reached any more; when the drive is there again, say "
-        "--resume: what is answered is kept"
+        f"{scan}: none of the {len(alike)} scans on its drive can be reached any more; when the drive is there again, {then}"
     )
 
 
