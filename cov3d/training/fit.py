@@ -128,7 +128,7 @@ def step_of(training: Training, ranks: Ranks) -> str:
     """What a step of several processes is."""
     size = ranks.size * training.batch_size * training.accumulate
     parts = f"{ranks.size} processes, --batch-size {training.batch_size}, --accumulate {training.accumulate}"
-    return f"a step is of {size} rows ({parts}); the learning rate is {training.learning_rate:g}, as if it were one process's"
+    return f"a step is of {size} rows ({parts}), at a learning rate of {training.learning_rate:g}, which is not scaled"
 
 
 def seed_rank(seed: int, ranks: Ranks) -> None:

@@ -25,6 +25,10 @@ class Session:
     resume: bool = False
     begun: float = field(default_factory=time.monotonic)
 
+    def __post_init__(self) -> None:
+        if self.device.index is not None:
+            torch.cuda.set_device(self.device)  # generators and messages between GPUs are the current one's
+
     def asked_to_stop(self) -> AbstractContextManager[Asked]:
         """True from the moment at which the run is asked to end, or its time is up."""
         hours = self.saving.max_hours
