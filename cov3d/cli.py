@@ -35,7 +35,7 @@ from cov3d.errors import Cov3dError
 from cov3d.options import expand
 from cov3d.runs import MOST_FOLDS, PRETRAINED
 from cov3d.shards import Shard, find_shard
-from cov3d.stopping import Stopped, interruptible
+from cov3d.stopping import Stopped, interruptible, leaving
 
 DONE, FAILED, SOME_SCANS_FAILED, STOPPED = 0, 1, 3, 75
 LONGEST_TEXT = 120  # characters of a name or text that is not ours, in an error
@@ -87,7 +87,8 @@ def _guarded(run: Callable[..., int | None], stopped: str) -> Callable[..., None
     def guarded(**values: Any) -> None:
         set_quiet(values["quiet"])
         try:
-            code = run(**values) or DONE
+            with interruptible():
+                code = run(**values) or DONE
         except KeyboardInterrupt as stop:
             complain(f"stopped by {stop or 'Ctrl-C'}; {stopped}")
             code = STOPPED
@@ -96,7 +97,7 @@ def _guarded(run: Callable[..., int | None], stopped: str) -> Callable[..., None
             code = DONE
         except Stopped as stop:
             if str(stop):  # of several processes one speaks
-                complain(str(stop))
+                complain(f"{stop}; {stopped}")
             code = STOPPED
         except Cov3dError as error:
             if values["debug"]:
@@ -294,7 +295,8 @@ def cross_validate(
     read = read_study(study)
     run = cross_validate(read, settings, machine, folds, fold, cache, output_dir, overwrite, collect, saving, share)
     show(str(run.folder))
-    return _list_failures(run.failures)
+    code = _list_failures(run.failures)
+    return DONE if share.found_in == "torchrun" else code  # it would end the others' folds
 
 
 @command(stopped="say --resume to go on")
@@ -464,5 +466,5 @@ def _list_failures(failures: dict[str, str], of: int | None = None) -> int:
 def main() -> None:
     """Run the command line."""
     warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)  # fastai's, at import
-    with interruptible():  # a scheduler's stop is an orderly one, as Ctrl-C is
+    with leaving():  # a scheduler's stop is an orderly one, as Ctrl-C is
         app()

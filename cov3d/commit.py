@@ -94,6 +94,28 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Be the only run that writes a folder; where locks are not supported, nobody takes care.
+
+    Raises:
+        Cov3dError: another run writes it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            _lock(descriptor, wait=False)
+        except BlockingIOError:
+            raise Cov3dError(
+                f"{folder}: another run writes it at this moment; wait for its end, or name another"
+            ) from None
+        except OSError:  # Windows opens no folder, and some drives know no locks
+            pass
+        yield
+
+
+@contextmanager
 def advice_on_disk_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write ``path`` into sentences."""
     try:

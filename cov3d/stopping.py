@@ -37,18 +37,27 @@ def interruptible() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def leaving() -> Iterator[None]:
+    """Any of the signals ends the process with exit code 75, while there is nothing yet to be saved or said.
+
+    A process of torchrun's is sent SIGTERM when that is gone: it dies of some signals without a word to those it began.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+    with _handled(_leave):
+        yield
+
+
 class Asked:
     """Whether the work is asked to end: by a signal, or because its time is up."""
 
-    def __init__(self, end: float | None = None, late: str = "its time", with_parent: bool = False) -> None:
+    def __init__(self, end: float | None = None, late: str = "its time") -> None:
         self.reason, self.end, self.late = "", end, late
-        self.parent = os.getppid() if with_parent else None
 
     def __bool__(self) -> bool:
         if not self.reason and self.end is not None and time.monotonic() > self.end:
             self.reason = self.late
-        if not self.reason and self.parent is not None and os.getppid() != self.parent:
-            self.reason = "the end of the process that began it"
         return bool(self.reason)
 
     def hear(self, number: int, frame: FrameType | None) -> None:
@@ -59,13 +68,12 @@ class Asked:
 
 
 @contextmanager
-def asked_to_stop(end: float | None = None, late: str = "its time", with_parent: bool = False) -> Iterator[Asked]:
+def asked_to_stop(end: float | None = None, late: str = "its time") -> Iterator[Asked]:
     """Something that is true from the moment at which the work is asked to end, or the monotonic clock is past ``end``.
 
-    With ``with_parent`` also when the parent process is gone: torchrun dies of some signals without a word to those it began.
     Its ``reason`` says by what: a signal's name, or ``late``.
     """
-    asked = Asked(end, late, with_parent)
+    asked = Asked(end, late)
     with _handled(asked.hear):
         yield asked
 
@@ -95,3 +103,14 @@ def ignore_stops(*_: object) -> None:
     """Let a worker process be deaf to the signals: its parent answers them, and the worker ends when that does."""
     for number in HEARD:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os.write(2, f"stopped by {signal.Signals(number).name}; nothing was begun\n".encode())
+    os._exit(Stopped.exit_code)
+
+
+def _follow(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)

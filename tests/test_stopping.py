@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -64,8 +67,31 @@ def test_time_that_is_up_is_a_reason():
         assert asked and asked.reason == "--max-hours 1"
 
 
-def test_a_parent_that_is_gone_is_a_reason(monkeypatch: pytest.MonkeyPatch):
-    with asked_to_stop(with_parent=True) as asked:
-        assert not asked
-        monkeypatch.setattr(os, "getppid", lambda: 1)
-        assert asked and asked.reason == "the end of the process that began it"
+CODE = """
+import os, signal, sys, time
+from cov3d.stopping import leaving
+with leaving():
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", HEARD)
+def test_a_signal_before_anything_was_begun_is_an_orderly_stop_too(number: signal.Signals):
+    process = subprocess.Popen([sys.executable, "-c", CODE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.communicate(timeout=10)[1] == f"stopped by {number.name}; nothing was begun\n"
+    assert process.returncode == 75
+
+
+def test_what_torchrun_began_ends_with_it(tmp_path: Path):
+    """torchrun dies of SIGUSR1 without a word."""
+    parent = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]]).wait()"
+    env = {**os.environ, "TORCHELASTIC_RUN_ID": "none"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent, CODE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.kill()
+    assert process.communicate(timeout=10)[1] == "stopped by SIGTERM; nothing was begun\n"

@@ -61,10 +61,10 @@ class PictureSettings:
         """Epochs in which the learning rate rises."""
         return epochs / WARMUP_SHARE if self.warmup_epochs is None else self.warmup_epochs
 
-    def highest_rate(self, training: Training) -> float:
+    def highest_rate(self, training: Training, processes: int = 1) -> float:
         """The learning rate at its highest, for the pictures that are a step."""
-        share = training.batch_size * training.accumulate / self.rate_batch if self.rate_batch else 1.0
-        return training.learning_rate * share
+        step = training.batch_size * training.accumulate * processes
+        return training.learning_rate * (step / self.rate_batch if self.rate_batch else 1.0)
 
 
 def picture_ema(training: Training, steps: int) -> float:

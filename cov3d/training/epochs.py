@@ -43,11 +43,12 @@ class Epochs(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What there is of the epoch so far."""
-        return {"train": self.sums.get(True, [0.0, 0]), "seconds": self._seconds()}
+        return {"train": self.ranks.sum(*self.sums.get(True, [0.0, 0])), "seconds": self._seconds()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on within an epoch."""
-        self.sums, self.before = {True: state["train"]}, state["seconds"]
+        self.sums = {True: state["train"] if self.ranks.first else [0.0, 0]}
+        self.before = state["seconds"]
 
     def before_epoch(self) -> None:
         """Start the clock and the sums."""

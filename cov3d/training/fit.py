@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from fastai.callback.training import GradientClip
 from fastai.learner import Learner, TrainEvalCallback
 from fastai.optimizer import Adam, Optimizer
 
+from cov3d.commit import alone_in
 from cov3d.config import RunSettings, Training
 from cov3d.console import progress, say
 from cov3d.errors import Cov3dError, SettingError
@@ -65,11 +66,14 @@ def fit_network(
     augment = Augment(numbers, settings.preprocessing.shape, training.seed)
     average = Ema(settings.ema) if settings.ema else None
     fitted = Fit(training, precision, run, session, keeper, keeper.folder)
+    if not session.ranks.alone:
+        say(f"the learning rate is {training.learning_rate:g}, which is not scaled")
     learner = fitted.learner(network, data, loss, adam(settings), average, [augment], wd=training.weight_decay)
     with fitted.going(learner):
         fit(learner, training)
     if session.ranks.first:
         keeper.finish()
+    session.ranks.wait()  # who leaves earlier may take the first with it
 
 
 @dataclass
@@ -116,7 +120,8 @@ class Fit:
         found = read_state(path, self.run) if self.session.resume else None
         seed_rank(self.training.seed, ranks)
         done = found["epochs"] * len(learner.dls.train) + found["batches"] if found else 0
-        with advice(), self.session.asked_to_stop() as asked, progress(total, "train", done) as step:
+        own = alone_in(self.folder) if ranks.first else nullcontext()
+        with own, advice(), self.session.asked_to_stop() as asked, progress(total, "train", done) as step:
             epochs = Epochs(self.keeper, step, ranks)
             parts = {**self.parts, "epoch": epochs}
             state = State(path, self.run, parts, self.session, asked, self.training.accumulate, found)
@@ -128,7 +133,7 @@ def step_of(training: Training, ranks: Ranks) -> str:
     """What a step of several processes is."""
     size = ranks.size * training.batch_size * training.accumulate
     parts = f"{ranks.size} processes, --batch-size {training.batch_size}, --accumulate {training.accumulate}"
-    return f"a step is of {size} rows ({parts}), at a learning rate of {training.learning_rate:g}, which is not scaled"
+    return f"a step is of {size} rows ({parts})"
 
 
 def seed_rank(seed: int, ranks: Ranks) -> None:

@@ -91,6 +91,7 @@ def pretrain_pictures(
         kept = fit_pictures(network, data, fitted, settings, len(found.classes))
         if here.ranks.first:
             finish(output, kept, config, keeper)
+        here.ranks.wait()
     return Run(output, found.failures)
 
 
@@ -99,7 +100,8 @@ def fit_pictures(network: nn.Module, data: Loaders, fitted: Fit, settings: Pictu
     training = fitted.training
     decay = picture_ema(training, training.epochs * -(-len(data.train) // training.accumulate))
     average = Ema(decay) if decay else None
-    rate, step = settings.highest_rate(training), training.batch_size * training.accumulate * fitted.session.ranks.size
+    processes = fitted.session.ranks.size
+    rate, step = settings.highest_rate(training, processes), training.batch_size * training.accumulate * processes
     if settings.rate_batch:
         scaled = f"{training.learning_rate:g} is for {settings.rate_batch} pictures a step, and a step is {step}"
         say(f"learning rate at its highest {rate:.3g}: {scaled}; --rate-batch 0 takes it as it is")

@@ -33,7 +33,7 @@ class Session:
         """True from the moment at which the run is asked to end, or its time is up."""
         hours = self.saving.max_hours
         end = None if hours is None else self.begun + 3600 * hours
-        return asked_to_stop(end, f"--max-hours {hours:g}" if hours is not None else "", not self.ranks.alone)
+        return asked_to_stop(end, f"--max-hours {hours:g}" if hours is not None else "")
 
     def resumed(self, resume: bool) -> Session:
         """The same, which goes on with what is saved or does not."""

@@ -23,7 +23,7 @@ from fastai.learner import CancelEpochException, Learner
 from cov3d.commit import TEMPORARY_PREFIX, commit
 from cov3d.console import say
 from cov3d.errors import Cov3dError, SettingError
-from cov3d.runs import RUN_FILES, STATE_BEFORE
+from cov3d.runs import FINISHED, STATE_BEFORE
 from cov3d.stopping import Asked, Stopped
 from cov3d.training.ranks import Ranks
 from cov3d.training.session import Session
@@ -63,7 +63,7 @@ class State(Callback):
         self.path, self.run_name, self.given, self.found = path, run, parts, found
         self.session, self.asked, self.accumulate = session, asked, accumulate
         self.saved = time.monotonic()
-        self.own = found is not None  # whether what was saved before is this run's
+        self.latest = found["taken_from"] if found else ""  # the name of what this run saved last
         self.moved = False  # whether this process has done a step
 
     def parts(self) -> dict[str, Part]:
@@ -120,17 +120,21 @@ class State(Callback):
             self._stop(len(self.learn.dls.train))
 
     def _save(self, epochs: int, batches: int) -> None:
+        if hasattr(self.learn, "together"):
+            self.learn.together.share_statistics()
         parts = {name: plain(part.state_dict()) for name, part in self.parts().items()}
         where = {"epochs": epochs, "batches": batches, "steps": self.learn.train_iter, "progress": self.learn.pct_train}
         if self.session.ranks.first:
-            keep_before(self.path, self.own)
+            keep_before(self.path, self.latest)
             state = {"format": FORMAT, "run": self.run_name, **where, "parts": parts}
             commit(self.path, lambda file: torch.save(state, file))
-        self.saved, self.own = time.monotonic(), True
+            self.latest = self.path.name
+        self.session.ranks.wait()  # who leaves earlier may take the first with it
+        self.saved = time.monotonic()
 
     def _stop(self, batch: int) -> None:
         where = f"after batch {batch} of {len(self.learn.dls.train)} in epoch {self.learn.epoch + 1}"
-        said = f"stopped by {self.asked.reason or 'another process'} {where}; say --resume to go on"
+        said = f"stopped by {self.asked.reason or 'another process'} {where}"
         raise Stopped(said if self.session.ranks.first else "")
 
 
@@ -182,10 +186,12 @@ class Generators:
             torch.cuda.set_rng_state(gpu)
 
 
-def keep_before(path: Path, own: bool) -> None:
-    """Let what this run saved before have another name, too, so that it is there if the next is lost."""
+def keep_before(path: Path, latest: str) -> None:
+    """Let what this run saved last have another name, too, so that it is there if the next is lost."""
     before = path.with_name(STATE_BEFORE)
-    if not own:
+    if latest == STATE_BEFORE:  # what has the first name is damaged
+        return
+    if not latest:  # what is there is another run's
         before.unlink(missing_ok=True)
         return
     with suppress(OSError):  # no links on some disks
@@ -198,13 +204,15 @@ def keep_before(path: Path, own: bool) -> None:
 def read_state(path: Path, run: str) -> dict[str, Any] | None:
     """What was saved of a run, or what was saved before it if that is damaged; None where nothing was saved yet.
 
+    ``taken_from`` tells which of both.
+
     Raises:
-        SettingError: nothing is there of a run that had begun, or it is of one with other settings, scans or masks.
+        SettingError: nothing is there of a run that had ended, or it is of one with other settings, scans or masks.
         Cov3dError: it is damaged.
     """
     before = path.with_name(STATE_BEFORE)
     if not path.exists() and not before.exists():
-        if any((path.parent / name).exists() for name in RUN_FILES):
+        if (path.parent / FINISHED).exists():
             raise SettingError(f"{path} is gone, so nobody can go on; say --overwrite to begin again")
         say("nothing had been saved when this run was stopped: it begins")
         return None
@@ -243,7 +251,7 @@ def _read(path: Path, run: str) -> dict[str, Any]:
             f"{path} is of a run with other settings, scans, masks or processes; say what it was begun with (config.json "
             "beside it), or --overwrite to begin again"
         )
-    return state
+    return {**state, "taken_from": path.name}
 
 
 def plain(value: Any) -> Any:

@@ -47,8 +47,16 @@ class Together(Callback):
         self.ranks.add_up([p.grad for p in self.learn.model.parameters() if p.grad is not None])
 
     def after_train(self) -> None:
-        """Running statistics are everybody's."""
-        means = [buffer for buffer in self.learn.model.buffers() if buffer.is_floating_point()]
+        """Running statistics are everybody's, before they score."""
+        self.share_statistics()
+
+    def share_statistics(self) -> None:
+        """Make running statistics, and their moving average, the mean over processes.
+
+        Both are sums in which every batch counts by its place alone, so that it does not matter when, or how often.
+        """
+        models = [self.learn.model, *([self.learn.ema.average.module] if hasattr(self.learn, "ema") else [])]
+        means = [buffer for model in models for buffer in model.buffers() if buffer.is_floating_point()]
         for buffer in means:
             buffer /= self.ranks.size
         self.ranks.add_up(means)

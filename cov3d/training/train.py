@@ -12,7 +12,7 @@ import torch
 
 from cov3d.commit import check_writable, sweep
 from cov3d.config import Machine, Preprocessing, RunSettings, Saving
-from cov3d.console import few, say
+from cov3d.console import few, plural, say
 from cov3d.errors import Cov3dError, SettingError
 from cov3d.nets.build import CLASSES, MASKS, Heads, build
 from cov3d.nets.weights import DECODER, start_from
@@ -200,4 +200,5 @@ def check_run_folder(folder: Path, overwrite: bool, resume: bool = False) -> Pat
 def _failed(filled: Cache) -> list[str]:
     if not filled.failures:
         return []
-    return [f"{len(filled.failures)} scans failed and are left out; causes in {filled.folder / 'failures.csv'}"]
+    failed = plural(len(filled.failures), "scan")
+    return [f"{failed} failed and left out; causes in {filled.folder / 'failures.csv'}"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
@@ -28,6 +30,7 @@ class Trouble(Callback):
     def __init__(self, data: Loaders, ranks: Ranks, accumulate: int, skip: bool):
         self.data, self.ranks, self.accumulate, self.skip = data, ranks, accumulate, skip
         self.in_a_row = self.left_out = 0
+        self.leaving = False  # this step
 
     def state_dict(self) -> dict[str, int]:
         """How much was left out of this epoch."""
@@ -49,10 +52,10 @@ class Trouble(Callback):
             self.learn.training
         ):  # shares of validation have not all the same number of batches, so there nobody is asked
             [wrong] = self.ranks.any(wrong)
-            self.in_a_row = self.in_a_row if wrong else 0
         if not wrong:
             return
-        self._leave_out(f"the loss of {self._scans()} became {self.learn.loss.item()}")
+        loss = self.learn.loss.item()
+        self._leave_out(f"the loss of {self._scans()} became {'no number' if math.isfinite(loss) else loss}")
         if self.accumulate == 1:
             raise CancelBatchException
         self.learn.loss_grad = 0 * sum(p.sum() for p in self.learn.model.parameters())  # the others of this step count
@@ -63,6 +66,12 @@ class Trouble(Callback):
         if self.skip and not torch.stack([g.isfinite().all() for g in gradients]).all():
             self._leave_out(f"the gradients of {self._scans()} are no numbers")
             raise CancelStepException
+
+    def after_batch(self) -> None:
+        """A step that was taken ends a row of those that were not."""
+        if self.learn.training and not self.leaving:
+            self.in_a_row = 0
+        self.leaving = False
 
     def after_cancel_step(self) -> None:
         """Count what loss scaling called off."""
@@ -84,7 +93,7 @@ class Trouble(Callback):
             raise Cov3dError(
                 f"{what}; see whether these scans are sound, {CURES}, or --skip-nan to leave such steps out"
             )
-        self.left_out, self.in_a_row = self.left_out + 1, self.in_a_row + 1
+        self.left_out, self.in_a_row, self.leaving = self.left_out + 1, self.in_a_row + 1, True
         if self.in_a_row > MOST_IN_A_ROW:
             raise Cov3dError(f"{what}, and so did {MOST_IN_A_ROW} batches before it; {CURES}")
         say(f"note: {what}; that step is left out")

@@ -261,6 +261,7 @@ def test_the_recipe_is_the_published_one():
     settings, published = PictureSettings(), Training(**PICTURE_TRAINING, accumulate=32)
     assert settings.highest_rate(published) == 4e-3  # for 128 × 32 pictures a step
     assert settings.highest_rate(Training(**PICTURE_TRAINING)) == pytest.approx(4e-3 / 32)
+    assert settings.highest_rate(Training(**PICTURE_TRAINING), processes=32) == 4e-3
     assert PictureSettings(rate_batch=0).highest_rate(Training(**PICTURE_TRAINING)) == 4e-3
     assert settings.warmup(300) == 20 and settings.warmup(30) == 2
     assert picture_ema(published, 300 * 313) == 0.9999

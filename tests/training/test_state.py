@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,12 @@ import torch
 from conftest import make_study
 
 from cov3d import Augmentation, Machine, NetSettings, Preprocessing, RunSettings, Saving, Training, read_study, train
+from cov3d.commit import alone_in
 from cov3d.errors import Cov3dError, SettingError
 from cov3d.stopping import HEARD, Stopped
 from cov3d.training.epochs import Epochs
 from cov3d.training.keeper import Keeper
-from cov3d.training.state import read_state
+from cov3d.training.state import State, read_state
 
 RESNET = RunSettings(
     task="both",
@@ -104,7 +106,7 @@ def test_stopped_within_an_epoch_and_resumed_equals_uninterrupted_to_the_bit(
     number = HEARD[batch % len(HEARD)]
     with monkeypatch.context() as patch:
         stop_at(patch, batch, number)
-        with pytest.raises(Stopped, match=rf"stopped by {number.name} after batch \d of \d in epoch \d; say --resume"):
+        with pytest.raises(Stopped, match=rf"stopped by {number.name} after batch \d of \d in epoch \d$"):
             fit(study, tmp_path, RUNS[architecture])
     torch.rand(7)  # another process has other generators
     assert_equal(whole[architecture], fit(study, tmp_path, RUNS[architecture], resume=True))
@@ -164,6 +166,36 @@ def test_a_run_that_was_stopped_before_its_first_epoch_begins(
     assert (run / "metrics.json").exists() and "nothing had been saved" in capsys.readouterr().err
 
 
+def test_a_run_that_was_killed_between_its_first_models_and_its_first_state_begins_again(
+    study: Path, tmp_path: Path, whole: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(State, "after_epoch", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fit(study, tmp_path, CONVNEXT)
+    assert (tmp_path / "run" / "severity.safetensors").exists() and not (tmp_path / "run" / "state.pt").exists()
+    assert_equal(whole["convnext-micro"], fit(study, tmp_path, CONVNEXT, resume=True))
+
+
+def test_what_was_saved_before_stays_until_what_took_its_place_is_whole(
+    study: Path, stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The state is damaged, so the one before is gone on with; while the next is written, that one is all there is."""
+    shutil.copytree(stopped, tmp_path / "run")
+    good = (tmp_path / "run" / "state-before.pt").read_bytes()
+    (tmp_path / "run" / "state.pt").write_bytes(b"cut")
+    monkeypatch.setattr("cov3d.training.state.commit", lambda path, write: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fit(study, tmp_path, CONVNEXT, resume=True, saving=Saving(save_every=0))
+    assert (tmp_path / "run" / "state-before.pt").read_bytes() == good
+
+
+def test_two_runs_do_not_write_one_folder(study: Path, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    with alone_in(tmp_path / "run"), pytest.raises(Cov3dError, match="another run writes it at this moment"):
+        fit(study, tmp_path, CONVNEXT)
+
+
 def test_a_state_that_is_gone_is_said(study: Path, tmp_path: Path):
     (fit(study, tmp_path, RESNET) / "state.pt").unlink()
     with pytest.raises(SettingError, match=r"state\.pt is gone.*--overwrite"):
@@ -204,9 +236,9 @@ def test_a_state_that_is_damaged_is_noticed_and_the_one_before_it_taken(
     damage(tmp_path / "state.pt", seed)
     found = read_state(tmp_path / "state.pt", run)
     said = "going on with what was saved before it" in capsys.readouterr().err
-    assert same(
-        found, before if said else whole
-    )  # a turned bit may be one that says nothing, as a date within the archive
+    assert found is not None and found.pop("taken_from") == ("state-before.pt" if said else "state.pt")
+    expected = before if said else whole  # a turned bit may be one that says nothing, as a date within the archive
+    assert same(found, expected)
     damage(tmp_path / "state-before.pt", seed | 1)
     if said:
         with pytest.raises(

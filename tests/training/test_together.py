@@ -16,7 +16,9 @@ import safetensors.torch
 import torch
 from conftest import make_study
 
+from cov3d import Inference, infer
 from cov3d.predictions import read_predictions
+from cov3d.tables import read_table
 from cov3d.training.order import Order
 from cov3d.training.ranks import Ranks
 
@@ -138,6 +140,33 @@ def test_a_signal_to_one_stops_all_and_they_go_on_together(root: Path, tmp_path:
     for process in processes:
         process.communicate(timeout=60)
     assert [process.returncode for process in processes] == [75, 75]
+
+
+def test_runs_of_several_processes_go_on_as_if_they_had_not_been_stopped(root: Path, tmp_path: Path):
+    """To rounding: each has batch statistics of its own, whose mean is saved. Scores are of the network that is kept."""
+    alone = [word for word in RESNET if word != "--sync-batchnorm"]
+    command = [*alone, "--batch-size", "2", "--ema", ".9", "--learning-rate", "1e-5", "--epochs", "2"]
+    whole, again = str(tmp_path / "whole"), str(tmp_path / "again")
+    assert [code for code, _, _ in run([*command, "--output-dir", whole], root)] == [0, 0]
+    codes = [75, 75]
+    for session in range(4):
+        last = ["--max-hours", "0"] if session < 3 else []
+        resumed = ["--resume"] if session else []
+        codes = [code for code, _, _ in run([*command, "--output-dir", again, *last, *resumed], root)]
+        assert codes == ([75, 75] if last else [0, 0])
+    one, two = (safetensors.torch.load_file(Path(folder) / "last.safetensors") for folder in (whole, again))
+    for name, tensor in one.items():
+        torch.testing.assert_close(
+            two[name], tensor, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    histories = [read_table(Path(folder) / "history.csv")[1] for folder in (whole, again)]
+    for a, b in zip(*histories, strict=True):
+        assert float(a["train_loss"]) == pytest.approx(float(b["train_loss"]), abs=1e-5)
+    kept = {row.scan: row.covid for row in read_predictions(Path(whole) / "predictions.csv")}
+    folder = root / "study" / "validation"
+    for row in infer([folder], [Path(whole) / "presence.safetensors"], tmp_path / "p.csv", Inference(tta=False)):
+        scan = Path(row.path).relative_to(folder)
+        assert row.covid == pytest.approx(kept[f"validation/{scan}"], abs=2e-6)
 
 
 def test_one_process_does_not_go_on_with_what_two_began(root: Path, tmp_path: Path):

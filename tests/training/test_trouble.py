@@ -118,9 +118,12 @@ def test_a_step_that_is_left_out_leaves_the_weights_alone(study: Path, tmp_path:
             assert torch.equal(tensor, weights[1][name]), name
 
 
-def test_trouble_that_lasts_ends_the_run(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("gradients_only", [False, True], ids=["loss", "gradients"])
+def test_trouble_that_lasts_ends_the_run(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gradients_only: bool
+):
     monkeypatch.setattr(trouble, "MOST_IN_A_ROW", 3)
-    spoil(monkeypatch, set(range(2, 99)))
+    spoil(monkeypatch, set(range(2, 99)), gradients_only)
     with pytest.raises(Cov3dError, match="and so did 3 batches before it; lower --learning-rate"):
         fit(study, tmp_path / "run", skip_nan=True)
 
