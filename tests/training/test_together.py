@@ -149,7 +149,10 @@ def test_runs_of_several_processes_go_on_as_if_they_had_not_been_stopped(root: P
     whole, again = str(tmp_path / "whole"), str(tmp_path / "again")
     assert [code for code, _, _ in run([*command, "--output-dir", whole], root)] == [0, 0]
     again_in = [*command, "--output-dir", again]
-    assert [code for code, _, _ in run([*again_in, "--max-hours", "0"], root)] == [75, 75]  # after the first of three batches
+    assert [code for code, _, _ in run([*again_in, "--max-hours", "0"], root)] == [
+        75,
+        75,
+    ]  # after the first of three batches
     assert [code for code, _, _ in run([*again_in, "--resume"], root)] == [0, 0]
     one, two = (safetensors.torch.load_file(Path(folder) / "last.safetensors") for folder in (whole, again))
     for name, tensor in one.items():
