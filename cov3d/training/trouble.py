@@ -48,9 +48,7 @@ class Trouble(Callback):
     def after_loss(self) -> None:
         """Look at the loss."""
         wrong = not bool(torch.isfinite(self.learn.loss_grad.detach()).all())
-        if (
-            self.learn.training
-        ):  # shares of validation have not all the same number of batches, so there nobody is asked
+        if self.learn.training:  # shares of validation have not all as many batches, so nobody is asked there
             [wrong] = self.ranks.any(wrong)
         if not wrong:
             return
