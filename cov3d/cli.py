@@ -34,7 +34,7 @@ from cov3d.console import complain, printable, say, set_quiet, show
 from cov3d.errors import Cov3dError
 from cov3d.options import expand
 from cov3d.runs import MOST_FOLDS, PRETRAINED
-from cov3d.shards import Shard, find_shard
+from cov3d.shards import WHOLE, Shard, find_shard
 from cov3d.stopping import Stopped, interruptible, leaving
 
 DONE, FAILED, SOME_SCANS_FAILED, STOPPED = 0, 1, 3, 75
@@ -241,9 +241,7 @@ def preprocess(
     kept, asked = len(filled.entries) - filled.made, len(filled.jobs)
     are = "sound" if verify else "kept"
     show(f"{filled.folder}: {filled.made} made, {kept} {are}, {len(filled.failures)} failed, {asked} asked")
-    code = _list_failures(filled.failures, of=asked)
-    # torchrun ends all other shares when one ends with another code; failures.csv tells of the scans that failed.
-    return DONE if share.found_in == "torchrun" else code
+    return _list_failures(filled.failures, share, of=asked)
 
 
 @command(stopped="say --resume to go on")
@@ -291,12 +289,11 @@ def cross_validate(
     from cov3d.scans.study import read_study
     from cov3d.training.cross_validate import cross_validate
 
-    share = Shard() if fold is not None or collect else _share(shard)
+    share = WHOLE if fold is not None or collect else _share(shard)
     read = read_study(study)
     run = cross_validate(read, settings, machine, folds, fold, cache, output_dir, overwrite, collect, saving, share)
     show(str(run.folder))
-    code = _list_failures(run.failures)
-    return DONE if share.found_in == "torchrun" else code  # it would end the others' folds
+    return _list_failures(run.failures, share)
 
 
 @command(stopped="say --resume to go on")
@@ -411,7 +408,7 @@ def infer(
 
     asked = [*(scans or []), *(scan or []), *(scan_dir or [])]
     output = output_csv or output
-    share = Shard() if collect else _share(shard)
+    share = WHOLE if collect else _share(shard)
     if collect:
         check_unsaid({"--model": model, "--shard": shard, "--masks": masks, "--resume": resume}, inference)
         rows = join(output, asked, overwrite, submission, reading)
@@ -419,9 +416,7 @@ def infer(
         models = model or []
         rows = infer(asked, models, output, inference, machine, resume, overwrite, submission, reading, masks, share)
     show(summary(rows, part_file(output, share)))
-    code = _list_failures({row.path: row.error for row in rows if row.error}, of=len(rows))
-    # torchrun ends all other shares when one ends with another code; --collect tells of the scans that failed.
-    return DONE if share.found_in == "torchrun" else code
+    return _list_failures({row.path: row.error for row in rows if row.error}, share, of=len(rows))
 
 
 def _evaluate(
@@ -454,11 +449,14 @@ def _share(said: str | None) -> Shard:
     return share
 
 
-def _list_failures(failures: dict[str, str], of: int | None = None) -> int:
-    """Name every failed scan, and give the exit code: 1 if none is left."""
+def _list_failures(failures: dict[str, str], share: Shard = WHOLE, of: int | None = None) -> int:
+    """Name every failed scan, and give the exit code: 1 if none is left.
+
+    torchrun ends all other shares when one ends with another code than 0; files and rows tell of the scans that failed.
+    """
     for scan, cause in failures.items():
         complain(f"{printable(scan)}: {cause}")
-    if not failures:
+    if not failures or "torchrun" in share.found_in:
         return DONE
     return FAILED if of == len(failures) else SOME_SCANS_FAILED
 

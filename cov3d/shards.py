@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from cov3d.errors import SettingError
+from cov3d.launch import find_launch
 
 T = TypeVar("T")
 MOST = 10_000
@@ -35,8 +36,11 @@ class Shard:
         return list(items[self.number :: self.count])
 
 
+WHOLE = Shard()
+
+
 def find_shard(said: str | None = None, environment: Mapping[str, str] | None = None) -> Shard:
-    """The share that ``said`` names, as ``0/8``; else that of torchrun's, of a Slurm array's or of srun's environment.
+    """The share that ``said`` names, as ``0/8``; else that of a Slurm array, of torchrun's or srun's processes, or of both.
 
     Raises:
         SettingError: it is none.
@@ -44,11 +48,9 @@ def find_shard(said: str | None = None, environment: Mapping[str, str] | None = 
     if said is not None:
         return parse_shard(said)
     environment = os.environ if environment is None else environment
-    for found in (_of_torchrun, _of_array, _of_srun):
-        shard = found(environment)
-        if shard is not None and not shard.whole:
-            return shard
-    return Shard()
+    array, launch = _of_array(environment), find_launch(environment)
+    found = " and ".join(filter(None, [array.found_in, launch.found_in]))
+    return Shard(array.number * launch.size + launch.rank, array.count * launch.size, found)
 
 
 def parse_shard(said: str) -> Shard:
@@ -66,19 +68,11 @@ def parse_shard(said: str) -> Shard:
     return Shard(number, count)
 
 
-def _of_torchrun(environment: Mapping[str, str]) -> Shard | None:
-    return _shard(environment, "RANK", "WORLD_SIZE", "torchrun")
-
-
-def _of_srun(environment: Mapping[str, str]) -> Shard | None:
-    return _shard(environment, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "srun")
-
-
-def _of_array(environment: Mapping[str, str]) -> Shard | None:
-    """A Slurm array's task; its numbers may begin anywhere, with any step."""
+def _of_array(environment: Mapping[str, str]) -> Shard:
+    """A Slurm array's task, or all; an array's numbers may begin anywhere, with any step."""
     names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_COUNT")
     if not all(environment.get(name, "").isdigit() for name in names):
-        return None
+        return WHOLE
     task, first, last, count = (int(environment[name]) for name in names)
     step = (last - first) // (count - 1) if count > 1 else 1
     number, left = divmod(task - first, max(step, 1))
@@ -87,10 +81,4 @@ def _of_array(environment: Mapping[str, str]) -> Shard | None:
             "the numbers of this Slurm array's tasks are not evenly spaced, so nobody knows which share is this one's; say "
             "--shard 0/8, or --shard 0/1 for all"
         )
-    return Shard(number, count, "a Slurm array")
-
-
-def _shard(environment: Mapping[str, str], number: str, count: str, found_in: str) -> Shard | None:
-    if not all(environment.get(name, "").isdigit() for name in (number, count)):
-        return None
-    return Shard(int(environment[number]), int(environment[count]), found_in)
+    return Shard(number, count, "a Slurm array" if count > 1 else "")

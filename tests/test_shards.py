@@ -29,6 +29,8 @@ def array(task: int, first: int, last: int, count: int) -> dict[str, str]:
         ("0/1", {"RANK": "2", "WORLD_SIZE": "4"}, (0, 1)),
         (None, {"RANK": "2", "WORLD_SIZE": "4"}, (2, 4)),
         (None, {"RANK": "0", "WORLD_SIZE": "1"} | array(5, 0, 7, 8), (5, 8)),
+        (None, {"RANK": "2", "WORLD_SIZE": "4"} | array(5, 0, 7, 8), (22, 32)),
+        (None, {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"} | array(3, 1, 3, 3), (5, 6)),
         (None, array(8, 1, 8, 8), (7, 8)),
         (None, array(15, 5, 20, 4), (2, 4)),
         (None, array(3, 3, 3, 1), (0, 1)),
@@ -39,6 +41,13 @@ def array(task: int, first: int, last: int, count: int) -> dict[str, str]:
 def test_a_share_is_what_is_said_or_what_the_environment_knows(said, environment, expected):
     shard = find_shard(said, environment)
     assert (shard.number, shard.count) == expected
+
+
+def test_several_processes_of_each_task_of_an_array_share_the_work_of_all():
+    procs = [{"SLURM_PROCID": str(k), "SLURM_STEP_NUM_TASKS": "3"} for k in range(3)]
+    shards = [find_shard(None, array(task, 1, 4, 4) | proc) for task in range(1, 5) for proc in procs]
+    assert sorted(shard.number for shard in shards) == list(range(12))
+    assert {(shard.count, shard.found_in) for shard in shards} == {(12, "a Slurm array and srun")}
 
 
 @pytest.mark.parametrize("said", ["8/8", "1", "a/b", "-1/4", "1/0", "0/99999", ""])

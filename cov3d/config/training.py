@@ -65,7 +65,7 @@ class Training:
     )
     sync_batchnorm: bool = option(
         False,
-        "Under torchrun, normalise by the whole batch and not by each process's share of it.",
+        "With several processes, normalise by the whole batch and not by each process's share of it.",
         flag="--sync-batchnorm",
     )
     seed: int = option(0, "Seed of everything that is drawn.", min=0)

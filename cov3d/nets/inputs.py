@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from cov3d.console import plural
 from cov3d.errors import Cov3dError, SettingError
+from cov3d.launch import find_launch
 
 
 def pick_device(name: str) -> torch.device:
@@ -27,25 +28,27 @@ def pick_device(name: str) -> torch.device:
 
 
 def device_of_rank(name: str) -> torch.device:
-    """The device that ``--device`` means for this of torchrun's processes: a GPU each.
+    """The device that ``--device`` means for this of several processes: a GPU each.
+
+    Slurm may show each process one GPU only (``--gpus-per-task 1``), which is then its own.
 
     Raises:
         SettingError: more processes than GPUs, or one GPU for all.
     """
-    device = pick_device(name)
-    local, size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    device, launch = pick_device(name), find_launch()
+    size, there = launch.local_size, torch.cuda.device_count()
     if device.type != "cuda" or size == 1:
         return device
+    if there == 1 and launch.gpus >= size:
+        return torch.device("cuda", 0)
     if device.index is not None:
         raise SettingError(
             f"--device {name} is one GPU for {size} processes; leave it at auto, so that each has its own"
         )
-    if size > torch.cuda.device_count():
-        raise SettingError(
-            f"{size} processes on a machine with {torch.cuda.device_count()} GPUs; say torchrun --nproc-per-node "
-            f"{torch.cuda.device_count()}"
-        )
-    return torch.device("cuda", local)
+    if size > there:
+        fewer = f"srun --ntasks-per-node {there}" if launch.found_in == "srun" else f"torchrun --nproc-per-node {there}"
+        raise SettingError(f"{size} processes on a machine with {plural(there, 'GPU')}; say {fewer}")
+    return torch.device("cuda", launch.local_rank)
 
 
 @contextmanager

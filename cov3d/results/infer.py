@@ -26,7 +26,7 @@ from cov3d.results.submission import NO_CLASSES, write_submission
 from cov3d.scans.drives import check_drive, drives_of
 from cov3d.scans.read import ask_scans
 from cov3d.scans.tensors import read_tensors
-from cov3d.shards import Shard
+from cov3d.shards import WHOLE, Shard
 
 ENOUGH = 3  # scans, to wonder why all have the same answer
 NOT_A_DEVICE = "research software, not a medical device: no answer here is a diagnosis"
@@ -43,7 +43,7 @@ def infer(
     submission: str | Path | None = None,
     reading: Reading | None = None,
     masks: str | Path | None = None,
-    shard: Shard | None = None,
+    shard: Shard = WHOLE,
 ) -> list[Prediction]:
     """Write and return one row for every scan asked for, in natural order; a failed scan's row names the cause.
 
@@ -57,7 +57,7 @@ def infer(
         Cov3dError: no scans, no models, an output that exists, cannot be written or is being written by another run, or a
             drive that was lost on the way.
     """
-    machine, reading, shard = machine or Machine(), reading or Reading(), shard or Shard()
+    machine, reading = machine or Machine(), reading or Reading()
     if submission is not None and not shard.whole:
         raise SettingError(f"--submission lists all scans, and this is share {shard} of them; say it with --collect")
     output, folder = part_file(Path(output), shard), None if masks is None else Path(masks)

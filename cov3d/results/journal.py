@@ -24,7 +24,7 @@ from cov3d.results.masks import mask_names
 from cov3d.results.provenance import Provenance, Record, place, read_provenance, share_of, write_provenance
 from cov3d.scans.fingerprint import stat_fingerprint
 from cov3d.scans.scan import GAP, LOSS, Flaw
-from cov3d.shards import Shard
+from cov3d.shards import WHOLE, Shard
 from cov3d.tables import table_line
 
 FORGIVABLE: Final = (LOSS, GAP)
@@ -35,7 +35,7 @@ class Asked:
     """The scans that were asked for, and which share of them this run answers."""
 
     paths: Sequence[Path]
-    shard: Shard = Shard()
+    shard: Shard = WHOLE
 
     @property
     def mine(self) -> list[Path]:

@@ -38,7 +38,7 @@ from cov3d.scans.filling import fill
 from cov3d.scans.lists import write_settings
 from cov3d.scans.study import Row
 from cov3d.scans.workers import Job
-from cov3d.shards import Shard
+from cov3d.shards import WHOLE, Shard
 
 # Raise it when the same scan, or its mask, and settings give other voxels than before.
 CACHE_VERSION = 2
@@ -120,7 +120,7 @@ def fill_cache(
     root: str | Path = "cache",
     machine: Machine | None = None,
     reading: Reading | None = None,
-    shard: Shard | None = None,
+    shard: Shard = WHOLE,
     verify: bool = False,
 ) -> Cache:
     """Make what the cache lacks, in worker processes, and list what cannot be made.
@@ -137,7 +137,7 @@ def fill_cache(
     folder = cache_folder(Path(root), settings, reading)
     every = {row.scan: entry_job(row.scan, row.path, folder, settings, reading) for row in rows}
     _open(folder, rows, Path(root), _described(settings, reading))
-    jobs = {scan: every[scan] for scan in (shard or Shard()).of(list(every))}
+    jobs = {scan: every[scan] for scan in shard.of(list(every))}
     others = {scan: job for scan, job in every.items() if scan not in jobs}
     return Cache(folder, *fill(folder, "preprocess", jobs, machine or Machine(), others, verify), jobs)
 

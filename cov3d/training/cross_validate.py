@@ -30,7 +30,7 @@ from cov3d.runs import (
     fold_folder,
 )
 from cov3d.scans.study import Row, Study
-from cov3d.shards import Shard
+from cov3d.shards import WHOLE, Shard
 from cov3d.training.folds import Folds, deal
 from cov3d.training.keeper import NOTES
 from cov3d.training.session import Session
@@ -50,7 +50,7 @@ def cross_validate(
     overwrite: bool = False,
     collect_only: bool = False,
     saving: Saving | None = None,
-    shard: Shard | None = None,
+    shard: Shard = WHOLE,
 ) -> Run:
     """Train every fold, or the one that is named, in a folder of its own; the last to finish scores all of them.
 
@@ -64,7 +64,7 @@ def cross_validate(
         Stopped: a signal, or the end of its time; all is saved.
         Cov3dError: nothing to collect yet.
     """
-    machine, shard = machine or Machine(), shard or Shard()
+    machine = machine or Machine()
     here = Session(device_of_rank(machine.device), saving=saving or Saving())
     settings = settings or RunSettings()
     if collect_only and (fold is not None or overwrite):

@@ -56,8 +56,8 @@ def pretrain_pictures(
 ) -> Run:
     """Fit a 2D network to pictures in class folders; its ``weights.safetensors`` are for ``train --weights FILE --inflate``.
 
-    With ``resume`` a run that was stopped goes on where it was saved last, as if it had not been stopped. Under torchrun, all
-    its processes train together.
+    With ``resume`` a run that was stopped goes on where it was saved last, as if it had not been stopped. The processes of
+    torchrun, or of srun, train together.
 
     Writes the run's folder: weights, settings, history, accuracy, and the pictures that do not open.
 

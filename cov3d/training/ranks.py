@@ -1,4 +1,4 @@
-"""Several processes that train one network: ``torchrun --nproc-per-node 8 -m cov3d train …``.
+"""Several processes that train one network: ``torchrun --nproc-per-node 8 -m cov3d train …``, or ``srun`` with 8 tasks.
 
 Each computes the gradients of its share of every batch; their sum, weighted by the shares, is the gradient of the whole batch.
 So a run of two processes with batches of 2 takes the steps of one process with batches of 4. What else they tell each other
@@ -8,7 +8,6 @@ is small, and goes over gloo even between GPUs: its connections break when a pro
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,9 +20,11 @@ from torch import Tensor
 
 from cov3d.console import mute, say
 from cov3d.errors import Cov3dError
+from cov3d.launch import Launch, find_launch
 
 LONGEST = timedelta(days=7)  # that the others wait while one makes a cache
 LONGEST_STEP = timedelta(minutes=30)
+TO_MEET = timedelta(minutes=10)
 GONE = (
     "another process of this training has ended, so this one does, too; its own message says why; run the same command "
     "with --resume to go on after what was saved last"
@@ -114,32 +115,42 @@ ALONE = Ranks()
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
-    """The processes that torchrun has started, if it has; all but the first are quiet.
+    """The processes that torchrun or srun has started together, if one has; all but the first are quiet.
 
     Raises:
         Cov3dError: the others are not there.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    launch = find_launch()
+    if launch.size == 1:
         yield ALONE
         return
-    try:
-        dist.init_process_group("gloo", timeout=LONGEST)
-        gradients = dist.new_group(backend="nccl", timeout=LONGEST_STEP) if device.type == "cuda" else None
-    except (ValueError, RuntimeError) as error:
-        raise Cov3dError(
-            f"the {size} processes of torchrun do not find each other; start them by torchrun -m cov3d, each with the same "
-            "command, and see that the machines reach each other"
-        ) from error
-    ranks = Ranks(dist.get_rank(), size, gradients)
-    if not ranks.first:
+    if launch.rank > 0:
         mute()
+    say(f"{launch.size} processes of {launch.found_in} train together, once all are there")
+    gradients = _meet(launch, device)
     try:
-        say(f"{size} processes train together")
-        yield ranks
+        yield Ranks(launch.rank, launch.size, gradients)
     finally:
         with suppress(RuntimeError):
             dist.destroy_process_group()
+
+
+def _meet(launch: Launch, device: torch.device) -> Any:
+    """Connect the processes; the group that gradients go over, if not the default one.
+
+    Raises:
+        Cov3dError: the others do not come.
+    """
+    try:
+        store, rank, size = next(dist.rendezvous(launch.meeting, timeout=TO_MEET))
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=LONGEST)
+        return dist.new_group(backend="nccl", timeout=LONGEST_STEP) if device.type == "cuda" else None
+    except (ValueError, RuntimeError) as error:
+        start = "torchrun -m cov3d" if launch.found_in == "torchrun" else "srun cov3d, or one alone by srun --ntasks 1"
+        raise Cov3dError(
+            f"the {launch.size} processes of {launch.found_in} do not find each other; start them by {start}, each with the "
+            "same command, and see that the machines reach each other"
+        ) from error
 
 
 @contextmanager

@@ -42,7 +42,7 @@ class Session:
 
 @contextmanager
 def session(machine: Machine, saving: Saving | None, resume: bool) -> Iterator[Session]:
-    """A session beside the other processes that torchrun has started, if it has.
+    """A session beside the other processes that torchrun or srun has started, if one has.
 
     Raises:
         SettingError: a device that is not there.

@@ -53,8 +53,8 @@ def train(
     """Fit a network and keep its best epoch for the task; preprocess first what the cache lacks.
 
     With ``all_data`` every labelled scan trains, the last epoch is kept, and nothing is scored. With ``resume`` a run that
-    was stopped goes on where it was saved last, as if it had not been stopped. Under torchrun, all its processes train
-    together.
+    was stopped goes on where it was saved last, as if it had not been stopped. The processes of torchrun,
+    or of srun, train together.
 
     Writes the run's folder (default ``outputs/TASK``): models, settings, history, curves, validation predictions.
 

@@ -36,18 +36,27 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def begin(command: list[str], cwd: Path, processes: int = 2) -> list[subprocess.Popen]:
-    """What torchrun does: a command in several processes that find each other."""
+TORCHRUN = {"RANK": "{k}", "LOCAL_RANK": "{k}", "WORLD_SIZE": "{n}", "LOCAL_WORLD_SIZE": "{n}"}
+SRUN = {
+    "SLURM_PROCID": "{k}",
+    "SLURM_LOCALID": "{k}",
+    "SLURM_STEP_NUM_TASKS": "{n}",
+    "SLURM_STEP_NODELIST": "localhost",
+}
+
+
+def begin(
+    command: list[str], cwd: Path, processes: int = 2, launcher: dict[str, str] = TORCHRUN
+) -> list[subprocess.Popen]:
+    """What torchrun and srun do: a command in several processes that find each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
-    alone = {} if processes == 1 else {**where, "LOCAL_WORLD_SIZE": str(processes)}
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), **launcher}
     return [
         subprocess.Popen(
             [sys.executable, "-m", "cov3d", *command],
             cwd=cwd,
-            env={**os.environ, **({"RANK": str(k), "LOCAL_RANK": str(k), **alone} if alone else {})},
+            env={**os.environ, **{name: said.format(k=k, n=processes) for name, said in where.items()}},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -56,22 +65,26 @@ def begin(command: list[str], cwd: Path, processes: int = 2) -> list[subprocess.
     ]
 
 
-def run(command: list[str], cwd: Path, processes: int = 2) -> list[tuple[int, str, str]]:
+def run(
+    command: list[str], cwd: Path, processes: int = 2, launcher: dict[str, str] = TORCHRUN
+) -> list[tuple[int, str, str]]:
     """Exit code, results and messages of each process."""
-    begun = begin(command, cwd, processes)
+    begun = begin(command, cwd, processes, launcher)
     said = [process.communicate(timeout=120) for process in begun]
     return [(process.returncode, *texts) for process, texts in zip(begun, said, strict=True)]
 
 
 @pytest.mark.parametrize(
-    ("command", "near"), [(CONVNEXT, 2e-6), (RESNET, 5e-5)], ids=["convnext", "resnet with synchronised BatchNorm"]
+    ("command", "near", "launcher"),
+    [(CONVNEXT, 2e-6, TORCHRUN), (RESNET, 5e-5, SRUN)],
+    ids=["convnext by torchrun", "resnet with synchronised BatchNorm by srun"],
 )
 def test_two_processes_take_the_steps_of_one_with_twice_the_batch(
-    root: Path, tmp_path: Path, command: list[str], near: float
+    root: Path, tmp_path: Path, command: list[str], near: float, launcher: dict[str, str]
 ):
     for processes, batch in ((1, 4), (2, 2)):
         folder = tmp_path / str(processes)
-        done = run([*command, "--batch-size", str(batch), "--output-dir", str(folder)], root, processes)
+        done = run([*command, "--batch-size", str(batch), "--output-dir", str(folder)], root, processes, launcher)
         assert [code for code, _, _ in done] == [0] * processes, done
         assert [results for _, results, _ in done] == [f"{folder}\n", ""][:processes]  # one speaks
     one, two = (safetensors.torch.load_file(tmp_path / n / "last.safetensors") for n in ("1", "2"))
