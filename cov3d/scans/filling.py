@@ -80,5 +80,5 @@ def _damaged(jobs: Mapping[str, Job], machine: Machine) -> set[str]:
             step(scans[outcome.index])
     if found:
         names = few(sorted(found, key=natural))
-        say(f"note: {plural(len(found), 'tensor')} gone, cut or changed since made, and made again: {names}")
+        say(f"note: {plural(len(found), 'tensor')} gone, cut or changed since made; they are made again: {names}")
     return found
