@@ -32,6 +32,7 @@ from cov3d.config import (
 )
 from cov3d.console import complain, printable, say, set_quiet, show
 from cov3d.errors import Cov3dError
+from cov3d.launch import find_launch
 from cov3d.options import expand
 from cov3d.runs import MOST_FOLDS, PRETRAINED
 from cov3d.shards import WHOLE, Shard, find_shard
@@ -241,7 +242,7 @@ def preprocess(
     kept, asked = len(filled.entries) - filled.made, len(filled.jobs)
     are = "sound" if verify else "kept"
     show(f"{filled.folder}: {filled.made} made, {kept} {are}, {len(filled.failures)} failed, {asked} asked")
-    return _list_failures(filled.failures, share, of=asked)
+    return _list_failures(filled.failures, of=asked)
 
 
 @command(stopped="say --resume to go on")
@@ -293,7 +294,7 @@ def cross_validate(
     read = read_study(study)
     run = cross_validate(read, settings, machine, folds, fold, cache, output_dir, overwrite, collect, saving, share)
     show(str(run.folder))
-    return _list_failures(run.failures, share)
+    return _list_failures(run.failures)
 
 
 @command(stopped="say --resume to go on")
@@ -416,7 +417,7 @@ def infer(
         models = model or []
         rows = infer(asked, models, output, inference, machine, resume, overwrite, submission, reading, masks, share)
     show(summary(rows, part_file(output, share)))
-    return _list_failures({row.path: row.error for row in rows if row.error}, share, of=len(rows))
+    return _list_failures({row.path: row.error for row in rows if row.error}, of=len(rows))
 
 
 def _evaluate(
@@ -449,14 +450,14 @@ def _share(said: str | None) -> Shard:
     return share
 
 
-def _list_failures(failures: dict[str, str], share: Shard = WHOLE, of: int | None = None) -> int:
+def _list_failures(failures: dict[str, str], of: int | None = None) -> int:
     """Name every failed scan, and give the exit code: 1 if none is left.
 
-    torchrun ends all other shares when one ends with another code than 0; files and rows tell of the scans that failed.
+    torchrun ends all others when one ends with another code than 0; files and rows tell of the scans that failed.
     """
     for scan, cause in failures.items():
         complain(f"{printable(scan)}: {cause}")
-    if not failures or "torchrun" in share.found_in:
+    if not failures or find_launch().found_in == "torchrun":
         return DONE
     return FAILED if of == len(failures) else SOME_SCANS_FAILED
 

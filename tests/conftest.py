@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores; before torch and numpy are imported
+for name in [name for name in os.environ if re.match("SLURM_|(LOCAL_)?(RANK|WORLD_SIZE)$|MASTER_", name)]:
+    del os.environ[name]  # each test is alone, also where the suite runs inside a job
 
 import nibabel as nib
 import numpy as np

@@ -21,19 +21,20 @@ SRUN = {
     "SLURM_STEP_ID": "3",
     "SLURM_GPUS_ON_NODE": "8",
 }
-MEETING = "tcp://gpu07:15673?rank=9&world_size=16"  # 15000 + (10 * 1234567 + 3) % 15000
-
 ELSEWHERE = {"MASTER_ADDR": "head", "MASTER_PORT": "29500"}
+ONE_MACHINE = {"SLURM_STEP_TASKS_PER_NODE": "16", "SLURM_NODEID": "0", "SLURM_LOCALID": "9"}
+PORT = 15673  # 15000 + (10 * 1234567 + 3) % 15000
 
 
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
         ({}, Launch()),
-        (TORCHRUN, Launch(9, 16, 1, 8, "torchrun", "env://")),
-        (SRUN, Launch(9, 16, 1, 8, "srun", MEETING, 8)),
-        (SRUN | ELSEWHERE, Launch(9, 16, 1, 8, "srun", "tcp://head:29500?rank=9&world_size=16", 8)),
-        (SRUN | TORCHRUN, Launch(9, 16, 1, 8, "torchrun", "env://", 8)),
+        (TORCHRUN, Launch(9, 16, 1, 8, "torchrun")),
+        (SRUN, Launch(9, 16, 1, 8, "srun", "gpu07", PORT, 8)),
+        (SRUN | ONE_MACHINE, Launch(9, 16, 9, 16, "srun", "localhost", PORT, 8)),
+        (SRUN | ELSEWHERE, Launch(9, 16, 1, 8, "srun", "head", 29500, 8)),
+        (SRUN | TORCHRUN, Launch(9, 16, 1, 8, "torchrun")),
         (SRUN | TORCHRUN | {"RANK": "0", "WORLD_SIZE": "1"}, Launch()),
         ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "8"}, Launch()),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, Launch()),
@@ -42,15 +43,27 @@ ELSEWHERE = {"MASTER_ADDR": "head", "MASTER_PORT": "29500"}
         "none",
         "torchrun",
         "srun",
-        "meeting said",
+        "srun on one machine",
+        "srun that meets elsewhere",
         "torchrun by srun",
-        "one of torchrun",
-        "one of srun",
+        "torchrun of one",
+        "srun of one",
         "batch script",
     ],
 )
 def test_a_process_knows_which_of_how_many_it_is(environment: dict[str, str], expected: Launch):
-    assert find_launch(environment) == expected
+    assert find_launch(environment, terminal=False) == expected
+
+
+def test_the_shell_of_srun_pty_is_alone_and_torchrun_at_a_terminal_is_not():
+    assert find_launch(SRUN, terminal=True) == Launch()
+    assert find_launch(TORCHRUN, terminal=True).size == 16
+
+
+@pytest.mark.parametrize("environment", [{"RANK": "8", "WORLD_SIZE": "8"}, SRUN | {"SLURM_PROCID": "16"}])
+def test_a_rank_that_is_none_is_refused(environment: dict[str, str]):
+    with pytest.raises(SettingError, match=r"process (8 of 8|16 of 16), says (torchrun|srun); they are counted from 0"):
+        find_launch(environment, terminal=False)
 
 
 @pytest.mark.parametrize(("said", "counts"), [("4", [4]), ("8(x2)", [8, 8]), ("3(x2),2,1", [3, 3, 2, 1]), ("", [1])])
@@ -93,7 +106,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch):
         (8, SRUN, "auto", 1),
         (1, SRUN, "auto", 0),  # --gpus-per-task 1 shows each its own
         (1, SRUN, "cuda:0", 0),
-        (1, TORCHRUN | {"SLURM_GPUS_ON_NODE": "8"}, "auto", 0),
+        (2, SRUN | {"SLURM_STEP_TASKS_PER_NODE": "4"}, "auto", 0),  # --gpus-per-task 2
         (8, {}, "auto", None),
         (8, {}, "cuda:3", 3),
     ],
@@ -106,6 +119,7 @@ def test_each_process_takes_a_gpu_of_its_own(gpus, count: int, environment: dict
 @pytest.mark.parametrize(
     ("count", "environment", "name", "advice"),
     [
+        (1, TORCHRUN | {"SLURM_GPUS_ON_NODE": "8"}, "auto", "8 processes on a machine with 1 GPU; .*-per-node 1"),
         (4, TORCHRUN, "auto", "8 processes on a machine with 4 GPUs; say torchrun --nproc-per-node 4"),
         (4, SRUN, "auto", "8 processes on a machine with 4 GPUs; say srun --ntasks-per-node 4"),
         (
@@ -117,7 +131,16 @@ def test_each_process_takes_a_gpu_of_its_own(gpus, count: int, environment: dict
         (8, SRUN, "cuda:0", "--device cuda:0 is one GPU for 8 processes; leave it at auto"),
     ],
 )
-def test_processes_that_would_share_a_gpu_are_refused(gpus, count: int, environment: dict, name: str, advice: str):
+def test_processes_that_train_together_share_no_gpu(gpus, count: int, environment: dict, name: str, advice: str):
     gpus(count, environment)
     with pytest.raises(SettingError, match=advice):
         device_of_rank(name)
+
+
+@pytest.mark.parametrize(
+    ("count", "local_rank", "name", "index"),
+    [(8, 1, "auto", 1), (2, 5, "auto", 1), (1, 5, "auto", 0), (8, 5, "cuda:3", 3)],
+)
+def test_processes_that_do_not_train_together_may(gpus, count: int, local_rank: int, name: str, index: int):
+    gpus(count, TORCHRUN | {"LOCAL_RANK": str(local_rank)})
+    assert device_of_rank(name, together=False).index == index

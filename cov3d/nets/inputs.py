@@ -27,10 +27,10 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def device_of_rank(name: str) -> torch.device:
-    """The device that ``--device`` means for this of several processes: a GPU each.
+def device_of_rank(name: str, together: bool = True) -> torch.device:
+    """The device that ``--device`` means for this of several processes: a GPU each, unless they do not work ``together``.
 
-    Slurm may show each process one GPU only (``--gpus-per-task 1``), which is then its own.
+    Slurm may show each process GPUs of its own only (``--gpus-per-task``), of which it takes the first.
 
     Raises:
         SettingError: more processes than GPUs, or one GPU for all.
@@ -39,8 +39,10 @@ def device_of_rank(name: str) -> torch.device:
     size, there = launch.local_size, torch.cuda.device_count()
     if device.type != "cuda" or size == 1:
         return device
-    if there == 1 and launch.gpus >= size:
+    if there < launch.gpus and there * size <= launch.gpus:
         return torch.device("cuda", 0)
+    if not together:
+        return device if device.index is not None else torch.device("cuda", launch.local_rank % there)
     if device.index is not None:
         raise SettingError(
             f"--device {name} is one GPU for {size} processes; leave it at auto, so that each has its own"

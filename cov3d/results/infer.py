@@ -64,7 +64,7 @@ def infer(
     named = [Path(scan) for scan in scans]
     asked = Asked(ask_scans(named, reading), shard)
     check_output(output, resume, overwrite)
-    device = device_of_rank(machine.device)
+    device = device_of_rank(machine.device, together=False)
     inference = inference or Inference()
     ensemble = Ensemble(load_models(models, device, inference.allow_missing), inference)
     if folder is not None:

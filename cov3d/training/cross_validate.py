@@ -65,7 +65,7 @@ def cross_validate(
         Cov3dError: nothing to collect yet.
     """
     machine = machine or Machine()
-    here = Session(device_of_rank(machine.device), saving=saving or Saving())
+    here = Session(device_of_rank(machine.device, together=False), saving=saving or Saving())
     settings = settings or RunSettings()
     if collect_only and (fold is not None or overwrite):
         raise SettingError("--collect trains nothing, so --fold and --overwrite say nothing beside it; leave them out")

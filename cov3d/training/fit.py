@@ -117,6 +117,7 @@ class Fit:
     def going(self, learner: ResumableLearner) -> Iterator[None]:
         """While it goes on: progress is shown, the state saved, signals are heard, and libraries' words made sentences."""
         path, ranks, total = self.folder / STATE, self.session.ranks, self.training.epochs * len(learner.dls.train)
+        ranks.agree(rows=self.run)  # a scan that one machine reads may be damaged on another
         found = read_state(path, self.run) if self.session.resume else None
         seed_rank(self.training.seed, ranks)
         done = found["epochs"] * len(learner.dls.train) + found["batches"] if found else 0

@@ -70,8 +70,9 @@ def pretrain_pictures(
     settings, machine = settings or PictureSettings(), machine or Machine()
     training, net = training or Training(**PICTURE_TRAINING), net or NetSettings(architecture="convnext-tiny")
     check_pictures(settings, training, net)
-    with session(machine, saving, resume) as here:
-        output = Path(output_dir)
+    output = Path(output_dir)
+    groups = {"settings": recorded(settings), "training": recorded(training), "net": recorded(net)}
+    with session(machine, saving, resume, output_dir=str(output), overwrite=overwrite, **groups) as here:
         if here.ranks.first:
             check_run_folder(output, overwrite, resume)
         found = find_pictures(Path(folder), training, machine)

@@ -8,7 +8,7 @@ is small, and goes over gloo even between GPUs: its connections break when a pro
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cov3d.console import mute, say
-from cov3d.errors import Cov3dError
-from cov3d.launch import Launch, find_launch
+from cov3d.console import few, mute, say
+from cov3d.errors import Cov3dError, SettingError
+from cov3d.launch import ALONE_IN_SLURM, Launch, find_launch
 
 LONGEST = timedelta(days=7)  # that the others wait while one makes a cache
 LONGEST_STEP = timedelta(minutes=30)
@@ -79,6 +79,20 @@ class Ranks:
         data = torch.frombuffer(bytearray(json.dumps(content).encode()), dtype=torch.uint8)
         return [json.loads(part.numpy().tobytes()) for part in self.gather_rows(data)]
 
+    def agree(self, **asked: Any) -> None:
+        """Go on only if all processes were asked for the same.
+
+        Raises:
+            SettingError: they were not.
+        """
+        told = self.gather(dict(_leaves(asked)))
+        differing = [name for name in told[0] if any(other.get(name) != told[0][name] for other in told)]
+        if differing:
+            raise SettingError(
+                f"{self.size} processes that train together differ in {few(differing)}; give all of them the same command, or "
+                f"let each train by itself ({ALONE_IN_SLURM})"
+            )
+
     def gather_rows(self, rows: Tensor) -> list[Tensor]:
         """The tensors ``(n, …)`` of all processes, by rank; they differ in n only."""
         if self.alone:
@@ -126,7 +140,8 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         return
     if launch.rank > 0:
         mute()
-    say(f"{launch.size} processes of {launch.found_in} train together, once all are there")
+    alone = f"; one alone: {ALONE_IN_SLURM}" if launch.found_in == "srun" else ""
+    say(f"{launch.size} processes of {launch.found_in} train together, once all are there{alone}")
     gradients = _meet(launch, device)
     try:
         yield Ranks(launch.rank, launch.size, gradients)
@@ -141,16 +156,39 @@ def _meet(launch: Launch, device: torch.device) -> Any:
     Raises:
         Cov3dError: the others do not come.
     """
+    where = "env://"
+    if launch.address:
+        where = f"tcp://{launch.address}:{launch.port}?rank={launch.rank}&world_size={launch.size}"
     try:
-        store, rank, size = next(dist.rendezvous(launch.meeting, timeout=TO_MEET))
+        store, rank, size = next(dist.rendezvous(where, timeout=TO_MEET))
+        store.set_timeout(LONGEST_STEP)
+        store = dist.PrefixStore("default_pg", store)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=LONGEST)
-        return dist.new_group(backend="nccl", timeout=LONGEST_STEP) if device.type == "cuda" else None
     except (ValueError, RuntimeError) as error:
-        start = "torchrun -m cov3d" if launch.found_in == "torchrun" else "srun cov3d, or one alone by srun --ntasks 1"
-        raise Cov3dError(
-            f"the {launch.size} processes of {launch.found_in} do not find each other; start them by {start}, each with the "
+        raise Cov3dError(_unmet(launch)) from error
+    return dist.new_group(backend="nccl", timeout=LONGEST_STEP) if device.type == "cuda" else None
+
+
+def _unmet(launch: Launch) -> str:
+    if not launch.address:
+        return (
+            f"the {launch.size} processes of torchrun do not find each other; start them by torchrun -m cov3d, each with the "
             "same command, and see that the machines reach each other"
-        ) from error
+        )
+    return (
+        f"the {launch.size} processes of srun do not meet at {launch.address}, port {launch.port}; see that all of them run, "
+        "that the machines reach each other, and that nobody else has that port (MASTER_ADDR and MASTER_PORT say another place); "
+        f"one alone: {ALONE_IN_SLURM}"
+    )
+
+
+def _leaves(asked: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Settings of groups in groups, by the names of their options."""
+    for name, value in asked.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value)
+        else:
+            yield name.replace("_", "-"), value
 
 
 @contextmanager

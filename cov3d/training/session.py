@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
-from cov3d.config import Machine, Saving
+from cov3d.config import Machine, Saving, recorded
 from cov3d.nets.inputs import device_of_rank
 from cov3d.stopping import Asked, asked_to_stop
 from cov3d.training.ranks import ALONE, Ranks, joined
@@ -41,14 +42,15 @@ class Session:
 
 
 @contextmanager
-def session(machine: Machine, saving: Saving | None, resume: bool) -> Iterator[Session]:
-    """A session beside the other processes that torchrun or srun has started, if one has.
+def session(machine: Machine, saving: Saving | None, resume: bool, **asked: Any) -> Iterator[Session]:
+    """A session beside the other processes that torchrun or srun has started, if one has; all are ``asked`` for the same.
 
     Raises:
-        SettingError: a device that is not there.
+        SettingError: a device that is not there, or processes that were asked for different things.
         Cov3dError: the others are not there.
     """
     begun = time.monotonic()
-    device = device_of_rank(machine.device)
+    device, saving = device_of_rank(machine.device), saving or Saving()
     with joined(device) as ranks:
-        yield Session(device, ranks, saving or Saving(), resume, begun)
+        ranks.agree(resume=resume, saving=recorded(saving), **asked)
+        yield Session(device, ranks, saving, resume, begun)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cov3d.commit import check_writable, sweep
-from cov3d.config import Machine, Preprocessing, RunSettings, Saving
+from cov3d.config import Machine, Preprocessing, RunSettings, Saving, recorded
 from cov3d.console import few, plural, say
 from cov3d.errors import Cov3dError, SettingError
 from cov3d.nets.build import CLASSES, MASKS, Heads, build
@@ -53,8 +53,8 @@ def train(
     """Fit a network and keep its best epoch for the task; preprocess first what the cache lacks.
 
     With ``all_data`` every labelled scan trains, the last epoch is kept, and nothing is scored. With ``resume`` a run that
-    was stopped goes on where it was saved last, as if it had not been stopped. The processes of torchrun,
-    or of srun, train together.
+    was stopped goes on where it was saved last, as if it had not been stopped. The processes of torchrun, or
+    of srun, train together.
 
     Writes the run's folder (default ``outputs/TASK``): models, settings, history, curves, validation predictions.
 
@@ -72,7 +72,8 @@ def train(
         raise SettingError("--all-data holds no scans out, so leave --keep best and --validation-fraction out")
     if all_data:
         settings = replace(settings, training=replace(settings.training, keep="last"))
-    with session(machine, saving, resume) as here:
+    asked = {"output_dir": str(folder), "overwrite": overwrite, "all_data": all_data, "settings": recorded(settings)}
+    with session(machine, saving, resume, study=study.fingerprint, **asked) as here:
         study = prepare_study(study, settings)
         split = everything(study.rows) if all_data else split_rows(study.rows, settings.training)
         return train_split(study, split, settings, machine, cache, folder, here, overwrite)

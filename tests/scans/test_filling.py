@@ -154,7 +154,8 @@ def test_verifying_reads_every_tensor_and_makes_damaged_ones_again(
     capsys.readouterr()
     again = fill(study, tmp_path / "cache", verify=True)
     assert (again.made, len(again.entries)) == (2, 16)
-    assert f"2 tensors gone, cut or changed since made; they are made again: {', '.join(scans)}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"2 tensors gone, cut or changed since made; they are made again: {', '.join(scans)}" in said
     assert differences(cache.folder, whole.folder) == []
     assert fill(study, tmp_path / "cache", verify=True).made == 0
     assert "tensors" not in capsys.readouterr().err

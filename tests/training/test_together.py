@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,11 @@ import torch
 from conftest import make_study
 
 from cov3d import Inference, infer
+from cov3d.errors import Cov3dError
 from cov3d.predictions import read_predictions
 from cov3d.tables import read_table
 from cov3d.training.order import Order
-from cov3d.training.ranks import Ranks
+from cov3d.training.ranks import Ranks, joined
 
 COMMON = ["train", "study", "--width", "32", "--depth", "32", "--base-width", "4", "--device", "cpu", "--workers", "1"]
 COMMON += ["--epochs", "3", "--dropout", "0", "--learning-rate", "1e-3", "--random-crop", "0", "--noise", ".5"]
@@ -41,20 +43,25 @@ SRUN = {
     "SLURM_PROCID": "{k}",
     "SLURM_LOCALID": "{k}",
     "SLURM_STEP_NUM_TASKS": "{n}",
-    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_JOB_ID": str(os.getpid()),
 }
+
+
+def free_port() -> int:
+    """A port that nobody has at this moment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def begin(
     command: list[str], cwd: Path, processes: int = 2, launcher: dict[str, str] = TORCHRUN
 ) -> list[subprocess.Popen]:
-    """What torchrun and srun do: a command in several processes that find each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), **launcher}
+    """What torchrun and srun do: a command in several processes that find each other; ``{k}`` in it is which."""
+    where = launcher if launcher is SRUN else {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **launcher}
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "cov3d", *command],
+            [sys.executable, "-m", "cov3d", *(word.format(k=k) for word in command)],
             cwd=cwd,
             env={**os.environ, **{name: said.format(k=k, n=processes) for name, said in where.items()}},
             stdout=subprocess.PIPE,
@@ -162,10 +169,8 @@ def test_runs_of_several_processes_go_on_as_if_they_had_not_been_stopped(root: P
     whole, again = str(tmp_path / "whole"), str(tmp_path / "again")
     assert [code for code, _, _ in run([*command, "--output-dir", whole], root)] == [0, 0]
     again_in = [*command, "--output-dir", again]
-    assert [code for code, _, _ in run([*again_in, "--max-hours", "0"], root)] == [
-        75,
-        75,
-    ]  # after the first of three batches
+    stopped = run([*again_in, "--max-hours", "0"], root)  # after the first of three batches
+    assert [code for code, _, _ in stopped] == [75, 75]
     assert [code for code, _, _ in run([*again_in, "--resume"], root)] == [0, 0]
     one, two = (safetensors.torch.load_file(Path(folder) / "last.safetensors") for folder in (whole, again))
     for name, tensor in one.items():
@@ -187,3 +192,31 @@ def test_one_process_does_not_go_on_with_what_two_began(root: Path, tmp_path: Pa
     assert [code for code, _, _ in run(command, root)] == [75, 75]
     [(code, _, said)] = run([*command, "--resume"], root, 1)
     assert code == 2 and "other settings, scans, masks or processes" in said
+
+
+def test_processes_that_were_asked_for_different_things_are_refused_at_once(root: Path, tmp_path: Path):
+    """A sweep in one srun, whose tasks were meant to train one by one."""
+    command = [*CONVNEXT, "--output-dir", str(tmp_path / "run{k}"), "--seed", "{k}"]
+    for code, _, said in run(command, root, launcher=SRUN):
+        assert code == 2
+        assert "2 processes that train together differ in output-dir, seed; give all of them the same command" in said
+        assert "SLURM_STEP_NUM_TASKS=1 cov3d" in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("launcher", "advice"),
+    [
+        (SRUN, "do not meet at localhost, port [0-9]+; .*MASTER_ADDR"),
+        (TORCHRUN, "do not find each other; start them by"),
+    ],
+    ids=["srun", "torchrun"],
+)
+def test_a_process_whose_others_do_not_come_ends_with_advice(
+    launcher: dict[str, str], advice: str, monkeypatch: pytest.MonkeyPatch
+):
+    for name, said in (launcher | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}).items():
+        monkeypatch.setenv(name, said.format(k=0, n=2))
+    monkeypatch.setattr("cov3d.training.ranks.TO_MEET", timedelta(seconds=1))
+    with pytest.raises(Cov3dError, match=advice), joined(torch.device("cpu")):
+        pass
