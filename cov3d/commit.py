@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ except ImportError:  # Windows
 
 TEMPORARY_PREFIX = ".tmp-cov3d-"  # nobody else's, since what a killed run left is removed
 TRIES = 3
+UMASK = threading.Lock()  # is read by being changed
 OLD = 3600.0  # seconds after which a temporary file is nobody's, where locks cannot tell
 ALMOST_NOTHING = 2**20  # bytes free on a disk that is full
 
@@ -215,8 +217,9 @@ def _is_full(folder: Path) -> bool:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    with UMASK:
+        mask = os.umask(0)
+        os.umask(mask)
     return mask
 
 

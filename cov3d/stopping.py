@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
@@ -103,6 +104,24 @@ def ignore_stops(*_: object) -> None:
     """Let a worker process be deaf to the signals: its parent answers them, and the worker ends when that does."""
     for number in HEARD:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def born_deaf() -> Iterator[None]:
+    """Processes that begin in here are deaf to the signals before they can say :func:`ignore_stops`.
+
+    What is sent meanwhile is heard afterwards.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+    try:
+        resource_tracker.ensure_running()  # it inherits what is blocked, but unblocks some of it here
+        signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

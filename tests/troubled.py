@@ -29,7 +29,7 @@ def work(job):
             return {"n": job["n"]}, []
         os.kill(os.getpid(), signal.SIGKILL)
     if job["do"] == "hang":
-        time.sleep(60)
+        time.sleep(600)
     if job["do"] == "spin":  # as a library does that is stuck
         Path(job["mark"], str(os.getpid())).touch()
         while True:

@@ -22,7 +22,6 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.util import Finalize
 from typing import Any
@@ -32,9 +31,10 @@ from cov3d.errors import Cov3dError, ScanError
 from cov3d.memory import die_first
 from cov3d.scans.boundary import unheard
 from cov3d.scans.room import Room
-from cov3d.stopping import HEARD
+from cov3d.stopping import born_deaf, ignore_stops
 
 Job = dict[str, Any]
+STARTING = threading.Lock()  # of one process after the other, where threads begin them
 Task = Callable[[Job], tuple[dict[str, Any], Sequence[bytes]]]
 
 
@@ -118,7 +118,7 @@ class _Worker:
         context = _context()
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, task), daemon=True)
-        with _own_main():
+        with born_deaf(), _own_main():
             self.process.start()
         # A worker does not hear the SIGTERM by which multiprocessing would end it when Python exits.
         Finalize(self, self.process.kill, exitpriority=10)
@@ -168,30 +168,24 @@ def _context() -> Any:
 
 @contextlib.contextmanager
 def _own_main() -> Iterator[None]:
-    """Start processes that neither run the caller's script again nor hear its Ctrl-C.
+    """Start processes that do not run the caller's script again.
 
     multiprocessing imports the main script in each child, which runs a script without a ``__main__`` guard once more in
     every worker. No task of ours needs it, so for a moment there is none.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD) if hasattr(signal, "pthread_sigmask") else None
-    if before is not None:
-        resource_tracker.ensure_running()  # it inherits what is blocked, but unblocks some of it here
-        signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
-    main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-        if before is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with STARTING:
+        main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def _serve(connection: Connection, task: Task) -> None:
     """A worker's life: take a job, answer, until the parent is gone."""
     from threadpoolctl import threadpool_limits
 
-    for stop in HEARD:
-        signal.signal(stop, signal.SIG_IGN)  # the parent's to answer; when it goes, we do
+    ignore_stops()
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     die_first()
     with unheard(), threadpool_limits(1):  # a thread a core in every worker would make them wait for each other

@@ -25,7 +25,7 @@ from cov3d.config import Machine, Training
 from cov3d.config.pictures import PictureSettings
 from cov3d.errors import Cov3dError, ScanError
 from cov3d.nets.convnext import DEVIATION, MEAN
-from cov3d.stopping import ignore_stops
+from cov3d.stopping import born_deaf, ignore_stops
 from cov3d.training.loaders import Loaders
 from cov3d.training.order import Order, Place, generator_of
 from cov3d.training.pictures_found import Picture, Pictures, open_picture
@@ -128,6 +128,21 @@ class Mix(Callback):
             self.learn.xb, self.learn.yb = (x,), (y,)
 
 
+class Readers(DataLoader):
+    """A DataLoader whose processes do not hear signals, and one of which is found dead at once, wherever it dies."""
+
+    def __iter__(self) -> Any:
+        with born_deaf():
+            batches: Any = super().__iter__()
+        try:
+            yield from batches
+        except (ConnectionError, EOFError) as error:  # it died before it had handed over what it said was read
+            raise RuntimeError("DataLoader worker exited unexpectedly") from error
+        finally:  # else torch tells of another one's death wherever this process is by then
+            if self.num_workers:
+                batches._shutdown_workers()
+
+
 def picture_loaders(
     found: Pictures,
     settings: PictureSettings,
@@ -153,7 +168,7 @@ def picture_loaders(
         for pictures, shuffled in zip(parts, (True, False), strict=True)
     )
     loaders = [
-        DataLoader(PictureFiles(pictures, vary, training.seed), batch_sampler=order, generator=Generator(), **common)
+        Readers(PictureFiles(pictures, vary, training.seed), batch_sampler=order, generator=Generator(), **common)
         for pictures, vary, order in zip(parts, (varied(settings), plain(settings)), (train, valid), strict=True)
     ]
     names = ([found.name(picture) for picture in pictures] for pictures in parts)

@@ -69,8 +69,9 @@ def forks(folder: Path) -> Run:
     def run(seed: int, shortest: float, longest: float) -> bool:
         process = os.fork()
         if process == 0:
-            os.setsid()
+            os.setpgid(0, 0)
             _preprocess(folder)
+        os.setpgid(process, process)  # here, too: whoever comes first, it has a group of its own before it is killed
         end = time.monotonic() + random.Random(seed).uniform(shortest, longest)
         while time.monotonic() < end:
             ended, status = os.waitpid(process, os.WNOHANG)
@@ -110,10 +111,11 @@ def undisturbed(folder: Path, run: Run) -> float:
 
 
 def endure(folder: Path, run: Run, kills: int, longest: float, seed: int = 0) -> Tally:
-    """Kill runs so many times; raise AssertionError if anything is lost, different or left behind."""
+    """Kill runs so many times, and once among the scans; raise AssertionError if anything is lost, different or left behind."""
     tally = Tally()
     before: set[str] = set()
-    while tally.kills.total() < kills:
+    scans = sum(1 for _ in (folder / "undisturbed").rglob("*-*.json"))
+    while tally.kills.total() < kills or not any(0 < made < scans for made in tally.kills):
         seed += 1
         if run(seed, 0.0, longest):
             _compare(folder)

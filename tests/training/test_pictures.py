@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 from shapes import CPU, SMALL, draw_shapes
+from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
 from cov3d.cli import app
@@ -35,7 +36,7 @@ from cov3d.training.order import Place
 from cov3d.training.pictures import matrices_and_vectors, pretrain_pictures
 from cov3d.training.pictures_epochs import rate_at
 from cov3d.training.pictures_found import find_pictures, open_picture
-from cov3d.training.pictures_varied import PictureFiles, plain
+from cov3d.training.pictures_varied import PictureFiles, Readers, plain
 
 torch.set_num_threads(1)
 
@@ -213,10 +214,12 @@ def test_a_signal_to_all_processes_saves_first_and_a_killed_one_is_said(
 
     def after_batch(self):
         seen.append(1)
-        # The first batch of the second epoch, of 8 + 2 each: more of them are still to be read than the readers read ahead.
-        if len(seen) == 11:
+        # The second batch of the second epoch, of 8 + 2 each: both readers are at work, and more is left than they read ahead.
+        if len(seen) == 12:
             for reader in multiprocessing.active_children():
                 os.kill(reader.pid, signal.SIGKILL if killed else signal.SIGTERM)
+                if killed:  # until its end is told: here, and not within whatever comes next, pytest included
+                    os.waitid(os.P_PID, reader.pid, os.WEXITED | os.WNOWAIT)
             if not killed:
                 signal.raise_signal(signal.SIGTERM)
         whole(self)
@@ -230,6 +233,16 @@ def test_a_signal_to_all_processes_saves_first_and_a_killed_one_is_said(
     pretrain(folder, tmp_path / "run", epochs=3, batch_size=4, resume=True)
     whole_run = pretrain(folder, tmp_path / "whole", epochs=3, batch_size=4).folder
     assert (tmp_path / "run" / "weights.safetensors").read_bytes() == (whole_run / "weights.safetensors").read_bytes()
+
+
+def test_a_reader_that_dies_while_it_hands_over_is_said(monkeypatch: pytest.MonkeyPatch):
+    def torn(self):
+        yield 1
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(DataLoader, "__iter__", torn)
+    with pytest.raises(Cov3dError, match=r"was killed .*--resume"), advice():
+        list(Readers([1]))
 
 
 @pytest.mark.parametrize(
