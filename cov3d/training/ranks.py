@@ -85,8 +85,8 @@ class Ranks:
         Raises:
             SettingError: they were not.
         """
-        told = self.gather(dict(_leaves(asked)))
-        differing = [name for name in told[0] if any(other.get(name) != told[0][name] for other in told)]
+        told = self.gather(list(_leaves(asked)))
+        differing = [same[0][0] for same in zip(*told, strict=True) if any(other != same[0] for other in same)]
         if differing:
             raise SettingError(
                 f"{self.size} processes that train together differ in {few(differing)}; give all of them the same command, or "

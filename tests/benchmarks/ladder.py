@@ -1,6 +1,6 @@
 """Which way of pretraining helps: severity of drawn chests, cross-validated, from each rung of the ladder.
 
-    python tests/benchmarks/ladder.py [--seeds 3] [--epochs 12] [--scans 240] [--folder ladder]
+    python tests/benchmarks/ladder.py [--seeds 5] [--epochs 24] [--learning-rate 1e-3] [--scans 240] [--folder ladder]
 
 One study is learnt from before, its pictures, masks and severities; another is graded. On this one a network is
 cross-validated, from random weights and from each pretraining, at equal epochs. What stands in the folder already is not made
@@ -81,11 +81,12 @@ def climb(root: Path) -> dict[str, dict[str, str]]:
     return rungs
 
 
-def score(root: Path, begun: dict[str, str], rung: str, seed: int, epochs: int) -> float:
+def score(asked: argparse.Namespace, begun: dict[str, str], rung: str, seed: int) -> float:
     """Macro F1 of severity, out of fold."""
-    folder, how = root / f"{rung}-{seed}", settings(epochs=epochs, seed=seed, **begun)
-    graded = read_study(root / "graded")
-    once(folder, lambda: cross_validate(graded, how, None, FOLDS, None, root / "cache", folder))
+    how = settings(epochs=asked.epochs, learning_rate=asked.learning_rate, seed=seed, **begun)
+    folder = asked.folder / f"{rung}-{asked.learning_rate:g}-{asked.epochs}-{seed}"
+    graded = read_study(asked.folder / "graded")
+    once(folder, lambda: cross_validate(graded, how, None, FOLDS, None, asked.folder / "cache", folder))
     return json.loads((folder / "metrics.json").read_text())["severity"]["macro_f1"]
 
 
@@ -97,8 +98,9 @@ def once(folder: Path, make: Callable[[], object]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--scans", type=int, default=240)
     parser.add_argument("--folder", type=Path, default=Path("ladder"))
     asked = parser.parse_args()
@@ -112,7 +114,7 @@ def main() -> None:
         f"severity out of {FOLDS} folds, {asked.epochs} epochs: macro F1 of seeds 0 to {asked.seeds - 1}, and their mean"
     )
     for rung, begun in rungs.items():
-        found = [score(asked.folder, begun, rung, seed, asked.epochs) for seed in range(asked.seeds)]
+        found = [score(asked, begun, rung, seed) for seed in range(asked.seeds)]
         print(f"{rung:13} {' '.join(f'{f1:.3f}' for f1 in found)}   {np.mean(found):.3f}", flush=True)
 
 
