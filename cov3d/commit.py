@@ -16,11 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cov3d.errors import Cov3dError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from cov3d.locks import take
 
 TEMPORARY_PREFIX = ".tmp-cov3d-"  # nobody else's, since what a killed run left is removed
 TRIES = 3
@@ -85,39 +81,6 @@ def sweep(folder: str | Path) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Be the only process that does something about an existing file; where locks are not supported, just do it."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDWR)  # network drives lock only what may be written
-            stack.callback(os.close, descriptor)
-            _lock(descriptor)
-        yield
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Be the only run that writes a folder; where locks are not supported, nobody takes care.
-
-    Raises:
-        Cov3dError: another run writes it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        try:
-            descriptor = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, descriptor)
-            _lock(descriptor, wait=False)
-        except BlockingIOError:
-            raise Cov3dError(
-                f"{folder}: another run writes it at this moment; wait for its end, or name another"
-            ) from None
-        except OSError:  # Windows opens no folder, and some drives know no locks
-            pass
-        yield
-
-
-@contextmanager
 def advice_on_disk_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write ``path`` into sentences."""
     try:
@@ -151,7 +114,7 @@ def _written(path: Path, write: Callable[[BinaryIO], Any]) -> bool:
     try:
         with os.fdopen(descriptor, "wb") as file:
             with contextlib.suppress(OSError):  # not every network drive knows locks
-                _lock(descriptor)
+                take(descriptor)
             write(file)
             file.flush()
             os.fsync(descriptor)
@@ -173,7 +136,7 @@ def _remove_if_dead(leftover: Path) -> None:
     """Remove a temporary file that nobody holds a lock on; judged by its age where locks are not supported."""
     descriptor = os.open(leftover, os.O_RDWR)
     try:
-        dead = _lock(descriptor, wait=False)  # whoever wrote it is gone, so that nobody can give it a name any more
+        dead = take(descriptor, wait=False)  # whoever wrote it is gone, so that nobody can give it a name any more
     except BlockingIOError:
         return
     except OSError:
@@ -182,17 +145,6 @@ def _remove_if_dead(leftover: Path) -> None:
         os.close(descriptor)
     if dead or time.time() - leftover.stat().st_mtime > OLD:
         leftover.unlink(missing_ok=True)
-
-
-def _lock(descriptor: int, wait: bool = True) -> bool:
-    """Take the lock on a file, which the system gives back when it is closed or its process dies; whether it was taken.
-
-    Raises:
-        OSError: the drive does not know locks, or somebody else has it and nobody waits.
-    """
-    if fcntl is not None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return fcntl is not None
 
 
 def _refusal(error: BaseException, folder: Path) -> str | None:

@@ -15,8 +15,9 @@ import torch
 from faults import Disk
 
 from cov3d import commit as module
-from cov3d.commit import TEMPORARY_PREFIX, commit, commit_json, commit_text, locked, sweep
+from cov3d.commit import TEMPORARY_PREFIX, commit, commit_json, commit_text, sweep
 from cov3d.errors import Cov3dError
+from cov3d.locks import locked
 
 fcntl = pytest.importorskip("fcntl")
 
@@ -107,7 +108,7 @@ def test_a_file_swept_while_it_is_written_is_written_again(tmp_path: Path, monke
             take()
 
     if late == "before it is locked":
-        monkeypatch.setattr(module, "_lock", lambda *_, **__: take())
+        monkeypatch.setattr(module, "take", lambda *_, **__: take())
     assert commit(tmp_path / "file", write).read_bytes() == b"content"
     assert len(taken) == 2 and names(tmp_path) == ["file"]
 
@@ -138,7 +139,7 @@ def test_where_there_are_no_locks_age_decides_and_files_are_written_all_the_same
     if without == "a drive":
         monkeypatch.setattr(fcntl, "flock", no_locks)
     else:
-        monkeypatch.setattr(module, "fcntl", None)
+        monkeypatch.setattr("cov3d.locks.fcntl", None)
     leftover(tmp_path, "old", age=3700)
     leftover(tmp_path, "young", age=3500)
     sweep(tmp_path)
@@ -152,7 +153,7 @@ def test_where_there_are_no_locks_age_decides_and_files_are_written_all_the_same
 def test_who_removes_every_temporary_file_is_complained_of_and_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(module, "_lock", lambda *_, **__: [file.unlink() for file in tmp_path.iterdir()])
+    monkeypatch.setattr(module, "take", lambda *_, **__: [file.unlink() for file in tmp_path.iterdir()])
     with pytest.raises(Cov3dError, match="file: somebody removes temporary files"):
         commit_text(tmp_path / "file", "x")
 

@@ -10,11 +10,9 @@ from pathlib import Path
 
 from cov3d.commit import advice_on_disk_errors
 from cov3d.errors import Cov3dError
+from cov3d.locks import take
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks; there the user alone takes care
-    fcntl = None  # type: ignore[assignment]
+NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # else who opens a pipe waits for ever
 
 
 class Claim:
@@ -35,11 +33,9 @@ class Claim:
         Raises:
             Cov3dError: another run holds it, or it cannot be written.
         """
-        if fcntl is None:
-            return
         with advice_on_disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = _lock(self.path, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
+            descriptor = _lock(self.path, os.O_RDWR | os.O_CREAT)
         self.release()
         self._descriptor = descriptor
 
@@ -68,9 +64,8 @@ def unclaimed(path: Path) -> Iterator[None]:
         Cov3dError: a run is writing it.
     """
     descriptor = None
-    if fcntl is not None:
-        with contextlib.suppress(OSError):  # not there, or not ours to open: reading it will say so
-            descriptor = _lock(path, os.O_RDONLY | os.O_NONBLOCK, fcntl.LOCK_SH)  # who opens a pipe waits for ever
+    with contextlib.suppress(OSError):  # not there, or not ours to open: reading it will say so
+        descriptor = _lock(path, os.O_RDONLY | NO_WAIT, shared=True)
     try:
         yield
     finally:
@@ -78,8 +73,10 @@ def unclaimed(path: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _lock(path: Path, flags: int, kind: int) -> int:
+def _lock(path: Path, flags: int, shared: bool = False) -> int | None:
     """A descriptor of the file that has the name, locked; if the file was replaced meanwhile, of the one that is there then.
+
+    None where the system has no locks, which is one that replaces no open files.
 
     Raises:
         Cov3dError: another run has locked it.
@@ -88,7 +85,9 @@ def _lock(path: Path, flags: int, kind: int) -> int:
     while True:
         descriptor = os.open(path, flags, 0o666)
         try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            if not take(descriptor, wait=False, shared=shared):
+                os.close(descriptor)
+                return None
         except BlockingIOError:
             os.close(descriptor)
             raise Cov3dError(

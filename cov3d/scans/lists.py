@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cov3d.commit import as_written, commit_json, locked
+from cov3d.commit import as_written, commit_json
 from cov3d.console import natural
 from cov3d.errors import StudyError
+from cov3d.locks import locked
 from cov3d.scans.entry import Entry, current_entry, read_entry
 from cov3d.scans.workers import Job
 from cov3d.tables import read_table, write_table

@@ -20,10 +20,10 @@ from fastai.callback.training import GradientClip
 from fastai.learner import Learner, TrainEvalCallback
 from fastai.optimizer import Adam, Optimizer
 
-from cov3d.commit import alone_in
 from cov3d.config import RunSettings, Training
 from cov3d.console import progress, say
 from cov3d.errors import Cov3dError, SettingError
+from cov3d.locks import alone_in
 from cov3d.nets.inputs import memory_advice
 from cov3d.runs import STATE
 from cov3d.training.accumulate import Accumulate

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from cov3d.errors import Cov3dError
-from cov3d.results import claim as room
 from cov3d.results.claim import Claim, claimed, unclaimed
 from cov3d.results.ensemble import Ensemble
 
@@ -61,7 +60,7 @@ def test_a_drive_without_locks_is_written_without(tmp_path: Path, monkeypatch: p
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(room.fcntl, "flock", refuse)
+    monkeypatch.setattr("cov3d.locks.fcntl.flock", refuse)
     with claimed(tmp_path / "p.csv"), claimed(tmp_path / "p.csv"), unclaimed(tmp_path / "p.csv"):
         pass
 

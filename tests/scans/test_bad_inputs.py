@@ -33,10 +33,10 @@ from conftest import smooth_volume, write_nifti, write_slices
 from PIL import Image, ImageFile
 
 from cov3d import Machine, Preprocessing, console, fill_cache, preprocess, read, read_study
-from cov3d.commit import locked
 from cov3d.config import Reading
 from cov3d.errors import ScanError
 from cov3d.forms import write_dicom
+from cov3d.locks import locked
 from cov3d.scans import boundary, cache, entry
 from cov3d.scans.continuity import repeated_slices
 from cov3d.scans.entry import entry_job, make_entry

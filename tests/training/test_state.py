@@ -13,8 +13,8 @@ import torch
 from conftest import make_study
 
 from cov3d import Augmentation, Machine, NetSettings, Preprocessing, RunSettings, Saving, Training, read_study, train
-from cov3d.commit import alone_in
 from cov3d.errors import Cov3dError, SettingError
+from cov3d.locks import alone_in
 from cov3d.stopping import HEARD, Stopped
 from cov3d.training.epochs import Epochs
 from cov3d.training.keeper import Keeper
