@@ -56,11 +56,17 @@ def test_a_killed_run_holds_nothing(tmp_path: Path):
         Claim(tmp_path / "p.csv").release()
 
 
-def test_a_drive_without_locks_is_written_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("without", ["a drive", "a system"])
+def test_where_there_are_no_locks_tables_are_written_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: str
+):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("cov3d.locks.fcntl.flock", refuse)
+    if without == "a drive":
+        monkeypatch.setattr("cov3d.locks.fcntl.flock", refuse)
+    else:
+        monkeypatch.setattr("cov3d.locks.fcntl", None)
     with claimed(tmp_path / "p.csv"), claimed(tmp_path / "p.csv"), unclaimed(tmp_path / "p.csv"):
         pass
 
