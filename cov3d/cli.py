@@ -30,7 +30,7 @@ from cov3d.config import (
     Training,
     check_said,
 )
-from cov3d.console import complain, printable, say, set_quiet, show
+from cov3d.console import complain, muted, printable, say, set_quiet, show
 from cov3d.errors import Cov3dError
 from cov3d.launch import find_launch
 from cov3d.options import expand
@@ -455,7 +455,7 @@ def _list_failures(failures: dict[str, str], of: int | None = None) -> int:
 
     torchrun ends all others when one ends with another code than 0; files and rows tell of the scans that failed.
     """
-    for scan, cause in failures.items():
+    for scan, cause in ({} if muted() else failures).items():
         complain(f"{printable(scan)}: {cause}")
     if not failures or find_launch().found_in == "torchrun":
         return DONE

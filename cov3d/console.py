@@ -26,6 +26,11 @@ def mute() -> None:
     _quiet = _mute = True
 
 
+def muted() -> bool:
+    """Whether another process speaks for all."""
+    return _mute
+
+
 def say(message: str) -> None:
     """Print a message for the user on standard error, unless ``--quiet``."""
     if not _quiet:

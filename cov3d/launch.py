@@ -102,4 +102,5 @@ def _number(environment: Mapping[str, str], name: str) -> int | None:
 
 
 def _at_terminal() -> bool:
-    return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    return any(stream is not None and not stream.closed and stream.isatty() for stream in streams)

@@ -22,6 +22,12 @@ from cov3d.stopping import HEARD
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looks on, also where the suite runs in a shell of srun."""
+    monkeypatch.setattr("cov3d.launch._at_terminal", lambda: False)
+
+
 @pytest.fixture
 def listening() -> Iterator[None]:
     """The signals that ask for an end are heard; a shell's background job is deaf to some of them."""

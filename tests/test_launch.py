@@ -106,7 +106,9 @@ def gpus(monkeypatch: pytest.MonkeyPatch):
         (8, SRUN, "auto", 1),
         (1, SRUN, "auto", 0),  # --gpus-per-task 1 shows each its own
         (1, SRUN, "cuda:0", 0),
-        (2, SRUN | {"SLURM_STEP_TASKS_PER_NODE": "4"}, "auto", 0),  # --gpus-per-task 2
+        (2, SRUN | {"SLURM_STEP_TASKS_PER_NODE": "4"}, "cuda:1", 1),
+        (2, SRUN | {"SLURM_STEP_TASKS_PER_NODE": "2"}, "auto", 1),  # CUDA_VISIBLE_DEVICES=0,1, of 8
+        (2, SRUN | {"SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_LOCALID": "2"}, "auto", 0),  # --gpus-per-task 2
         (8, {}, "auto", None),
         (8, {}, "cuda:3", 3),
     ],

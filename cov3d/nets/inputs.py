@@ -30,7 +30,7 @@ def pick_device(name: str) -> torch.device:
 def device_of_rank(name: str, together: bool = True) -> torch.device:
     """The device that ``--device`` means for this of several processes: a GPU each, unless they do not work ``together``.
 
-    Slurm may show each process GPUs of its own only (``--gpus-per-task``), of which it takes the first.
+    Slurm may show each process only GPUs of its own (``--gpus-per-task``).
 
     Raises:
         SettingError: more processes than GPUs, or one GPU for all.
@@ -39,9 +39,8 @@ def device_of_rank(name: str, together: bool = True) -> torch.device:
     size, there = launch.local_size, torch.cuda.device_count()
     if device.type != "cuda" or size == 1:
         return device
-    if there < launch.gpus and there * size <= launch.gpus:
-        return torch.device("cuda", 0)
-    if not together:
+    own = there < size and there * size <= launch.gpus
+    if own or not together:
         return device if device.index is not None else torch.device("cuda", launch.local_rank % there)
     if device.index is not None:
         raise SettingError(

@@ -33,7 +33,7 @@ from cov3d.training.epochs import EpochKeeper, Epochs
 from cov3d.training.keeper import Keeper
 from cov3d.training.loaders import Loaders
 from cov3d.training.order import generator_of
-from cov3d.training.ranks import Ranks
+from cov3d.training.ranks import SAME_ROWS, Ranks
 from cov3d.training.session import Session
 from cov3d.training.state import Part, ResumableLearner, State, read_state
 from cov3d.training.synchronise import synchronise
@@ -42,6 +42,9 @@ from cov3d.training.trouble import Trouble
 
 # What stands before an error's own sentence: a loader's process puts its traceback there, fastai the callback that it left.
 WRAPPED = re.compile(r"\A.*(Cov3dError: |Exception occured in `\w+` when calling event `\w+`:\n\t)", re.DOTALL)
+READER_DIED = re.compile(
+    r"DataLoader worker.*(killed by signal|exited unexpectedly)|Pin memory thread exited", re.DOTALL
+)
 
 
 def fit_network(
@@ -117,7 +120,7 @@ class Fit:
     def going(self, learner: ResumableLearner) -> Iterator[None]:
         """While it goes on: progress is shown, the state saved, signals are heard, and libraries' words made sentences."""
         path, ranks, total = self.folder / STATE, self.session.ranks, self.training.epochs * len(learner.dls.train)
-        ranks.agree(rows=self.run)  # a scan that one machine reads may be damaged on another
+        ranks.agree(SAME_ROWS, rows=self.run)  # a scan that one machine reads may be damaged on another
         found = read_state(path, self.run) if self.session.resume else None
         seed_rank(self.training.seed, ranks)
         done = found["epochs"] * len(learner.dls.train) + found["batches"] if found else 0
@@ -219,6 +222,6 @@ def trouble_of_workers(text: str) -> str:
     """What became of a loader's processes, and what to do, from torch's words about them; nothing if these are about others."""
     if "shared memory" in text or "Bus error" in text or "/torch_" in text:
         return "/dev/shm, through which processes pass pictures on, is full; enlarge it (docker --shm-size 8g) or lower --workers"
-    if "DataLoader worker" in text and ("killed by signal" in text or "exited unexpectedly" in text):
+    if READER_DIED.search(text):
         return "a process that reads pictures was killed (out of memory?); free memory or lower --workers"
     return ""

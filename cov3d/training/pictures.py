@@ -72,7 +72,9 @@ def pretrain_pictures(
     check_pictures(settings, training, net)
     output = Path(output_dir)
     groups = {"settings": recorded(settings), "training": recorded(training), "net": recorded(net)}
-    with session(machine, saving, resume, output_dir=str(output), overwrite=overwrite, **groups) as here:
+    with session(
+        machine, saving, resume, command="imagenet", output_dir=str(output), overwrite=overwrite, **groups
+    ) as here:
         if here.ranks.first:
             check_run_folder(output, overwrite, resume)
         found = find_pictures(Path(folder), training, machine)

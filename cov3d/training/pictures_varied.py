@@ -141,6 +141,8 @@ class Readers(DataLoader):
         finally:  # else torch tells of another one's death wherever this process is by then
             if self.num_workers:
                 batches._shutdown_workers()
+                for process in batches._workers:
+                    process.kill()  # one that hangs would be waited for when Python exits
 
 
 def picture_loaders(

@@ -74,7 +74,7 @@ def pretrain(
     settings = over_severity(settings or METHODS[method].settings(task="severity"), method)
     folder = Path(output_dir or PRETRAINED / method)
     machine = machine or Machine()
-    asked = {"output_dir": str(folder), "overwrite": overwrite, "method": method, "pretraining": recorded(how)}
+    asked = {"output_dir": str(folder), "overwrite": overwrite, "command": method, "pretraining": recorded(how)}
     with session(machine, saving, resume, study=study.fingerprint, settings=recorded(settings), **asked) as here:
         return _pretrain(study, method, settings, how, machine, cache, folder, here, overwrite)
 

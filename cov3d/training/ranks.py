@@ -29,6 +29,8 @@ GONE = (
     "another process of this training has ended, so this one does, too; its own message says why; run the same command "
     "with --resume to go on after what was saved last"
 )
+SAME_COMMAND = f"give all of them the same command, or let each train by itself (in Slurm: {ALONE_IN_SLURM})"
+SAME_ROWS = "see that all machines read the same files, whole, and that nobody changes them meanwhile"
 
 
 @dataclass(frozen=True)
@@ -79,19 +81,18 @@ class Ranks:
         data = torch.frombuffer(bytearray(json.dumps(content).encode()), dtype=torch.uint8)
         return [json.loads(part.numpy().tobytes()) for part in self.gather_rows(data)]
 
-    def agree(self, **asked: Any) -> None:
+    def agree(self, advice: str = SAME_COMMAND, **asked: Any) -> None:
         """Go on only if all processes were asked for the same.
 
         Raises:
             SettingError: they were not.
         """
-        told = self.gather(list(_leaves(asked)))
-        differing = [same[0][0] for same in zip(*told, strict=True) if any(other != same[0] for other in same)]
+        told = [dict(leaves) for leaves in self.gather(list(_leaves(asked)))]
+        names = dict.fromkeys(name for leaves in told for name in leaves)
+        differing = [name for name in names if any(leaves.get(name) != told[0].get(name) for leaves in told)]
         if differing:
-            raise SettingError(
-                f"{self.size} processes that train together differ in {few(differing)}; give all of them the same command, or "
-                f"let each train by itself ({ALONE_IN_SLURM})"
-            )
+            named = few([name.rpartition(".")[2].replace("_", "-") for name in differing])
+            raise SettingError(f"{self.size} processes that train together differ in {named}; {advice}")
 
     def gather_rows(self, rows: Tensor) -> list[Tensor]:
         """The tensors ``(n, …)`` of all processes, by rank; they differ in n only."""
@@ -142,16 +143,18 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         mute()
     alone = f"; one alone: {ALONE_IN_SLURM}" if launch.found_in == "srun" else ""
     say(f"{launch.size} processes of {launch.found_in} train together, once all are there{alone}")
-    gradients = _meet(launch, device)
+    _meet(launch)
     try:
+        with _others():
+            gradients = dist.new_group(backend="nccl", timeout=LONGEST_STEP) if device.type == "cuda" else None
         yield Ranks(launch.rank, launch.size, gradients)
     finally:
         with suppress(RuntimeError):
             dist.destroy_process_group()
 
 
-def _meet(launch: Launch, device: torch.device) -> Any:
-    """Connect the processes; the group that gradients go over, if not the default one.
+def _meet(launch: Launch) -> None:
+    """Connect the processes.
 
     Raises:
         Cov3dError: the others do not come.
@@ -166,7 +169,6 @@ def _meet(launch: Launch, device: torch.device) -> Any:
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=LONGEST)
     except (ValueError, RuntimeError) as error:
         raise Cov3dError(_unmet(launch)) from error
-    return dist.new_group(backend="nccl", timeout=LONGEST_STEP) if device.type == "cuda" else None
 
 
 def _unmet(launch: Launch) -> str:
@@ -182,13 +184,13 @@ def _unmet(launch: Launch) -> str:
     )
 
 
-def _leaves(asked: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Settings of groups in groups, by the names of their options."""
+def _leaves(asked: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, str]]:
+    """Settings of groups in groups, as ``group.name`` and value in JSON, in which one NaN is as good as another."""
     for name, value in asked.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value)
+            yield from _leaves(value, f"{group}{name}.")
         else:
-            yield name.replace("_", "-"), value
+            yield f"{group}{name}", json.dumps(value)
 
 
 @contextmanager

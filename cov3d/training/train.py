@@ -73,7 +73,7 @@ def train(
     if all_data:
         settings = replace(settings, training=replace(settings.training, keep="last"))
     asked = {"output_dir": str(folder), "overwrite": overwrite, "all_data": all_data, "settings": recorded(settings)}
-    with session(machine, saving, resume, study=study.fingerprint, **asked) as here:
+    with session(machine, saving, resume, command="train", study=study.fingerprint, **asked) as here:
         study = prepare_study(study, settings)
         split = everything(study.rows) if all_data else split_rows(study.rows, settings.training)
         return train_split(study, split, settings, machine, cache, folder, here, overwrite)

@@ -1,6 +1,7 @@
 """Which way of pretraining helps: severity of drawn chests, cross-validated, from each rung of the ladder.
 
-    python tests/benchmarks/ladder.py [--seeds 5] [--epochs 24] [--learning-rate 1e-3] [--scans 240] [--folder ladder]
+    python tests/benchmarks/ladder.py [--seeds 5] [--epochs 24] [--learning-rate 1e-3] [--scans 240]
+        [--graded-seed 7] [--folder ladder]
 
 One study is learnt from before, its pictures, masks and severities; another is graded. On this one a network is
 cross-validated, from random weights and from each pretraining, at equal epochs. What stands in the folder already is not made
@@ -22,7 +23,7 @@ from cov3d.config import PictureSettings, Training
 from cov3d.config.pictures import PICTURE_TRAINING
 from cov3d.phantom import write_study
 
-STUDIES = {"masked": 3, "graded": 7}  # and the seeds they are drawn by
+MASKED_SEED = 3  # of the study that is learnt from before
 FOLDS = 3
 PLAIN = PictureSettings(
     side=64, rate_batch=0, mixup=0.0, cutmix=0.0, randaugment=0, erasing=0.0, least_crop=0.5, warmup_epochs=0.3
@@ -60,7 +61,7 @@ def settings(**said) -> RunSettings:
 def climb(root: Path) -> dict[str, dict[str, str]]:
     """Every pretraining, and what a training begins with after it. Severities of the study that is scored are seen by none."""
     cache = root / "cache"
-    masked, graded = (read_study(root / name) for name in STUDIES)
+    masked, graded = (read_study(root / name) for name in ("masked", "graded"))
     pictures = root / "imagenet"
     once(
         pictures,
@@ -102,9 +103,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--scans", type=int, default=240)
+    parser.add_argument("--graded-seed", type=int, default=7)
     parser.add_argument("--folder", type=Path, default=Path("ladder"))
     asked = parser.parse_args()
-    for name, seed in STUDIES.items():
+    for name, seed in {"masked": MASKED_SEED, "graded": asked.graded_seed}.items():
         if not (asked.folder / name).exists():
             write_study(asked.folder / name, asked.scans, seed=seed, size=96)
     rungs = climb(asked.folder)

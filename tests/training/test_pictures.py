@@ -10,6 +10,7 @@ import re
 import signal
 from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,7 @@ def test_a_signal_to_all_processes_saves_first_and_a_killed_one_is_said(
             for reader in multiprocessing.active_children():
                 os.kill(reader.pid, signal.SIGKILL if killed else signal.SIGTERM)
                 if killed:  # until its end is told: here, and not within whatever comes next, pytest included
-                    os.waitid(os.P_PID, reader.pid, os.WEXITED | os.WNOWAIT)
+                    wait([reader.sentinel])
             if not killed:
                 signal.raise_signal(signal.SIGTERM)
         whole(self)
@@ -233,6 +234,19 @@ def test_a_signal_to_all_processes_saves_first_and_a_killed_one_is_said(
     pretrain(folder, tmp_path / "run", epochs=3, batch_size=4, resume=True)
     whole_run = pretrain(folder, tmp_path / "whole", epochs=3, batch_size=4).folder
     assert (tmp_path / "run" / "weights.safetensors").read_bytes() == (whole_run / "weights.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DataLoader worker (pid 7) is killed by signal: Killed. ",
+        "DataLoader worker (pid(s) 7, 8) exited unexpectedly",
+        "Pin memory thread exited unexpectedly",
+    ],
+)
+def test_a_reader_that_was_killed_is_said(text: str):
+    with pytest.raises(Cov3dError, match=r"^a process that reads pictures was killed .*--resume"), advice():
+        raise RuntimeError(text)
 
 
 def test_a_reader_that_dies_while_it_hands_over_is_said(monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import signal
@@ -19,11 +20,11 @@ import torch
 from conftest import make_study
 
 from cov3d import Inference, infer
-from cov3d.errors import Cov3dError
+from cov3d.errors import Cov3dError, SettingError
 from cov3d.predictions import read_predictions
 from cov3d.tables import read_table
 from cov3d.training.order import Order
-from cov3d.training.ranks import Ranks, joined
+from cov3d.training.ranks import Ranks, _leaves, joined
 
 COMMON = ["train", "study", "--width", "32", "--depth", "32", "--base-width", "4", "--device", "cpu", "--workers", "1"]
 COMMON += ["--epochs", "3", "--dropout", "0", "--learning-rate", "1e-3", "--random-crop", "0", "--noise", ".5"]
@@ -68,6 +69,7 @@ def begin(
             [sys.executable, "-m", "cov3d", *(word.format(k=k) for word in command)],
             cwd=cwd,
             env={**os.environ, **{name: said.format(k=k, n=processes) for name, said in where.items()}},
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -206,6 +208,31 @@ def test_processes_that_were_asked_for_different_things_are_refused_at_once(root
         assert "2 processes that train together differ in output-dir, seed; give all of them the same command" in said
         assert "SLURM_STEP_NUM_TASKS=1 cov3d" in said
     assert not list(tmp_path.iterdir())
+
+
+class Told(Ranks):
+    """Two processes, of which this one was asked to train, without any other."""
+
+    def gather(self, content):
+        """What both say."""
+        return [content, list(_leaves(TRAIN))]
+
+
+TRAIN = {"command": "train", "settings": {"rate": math.nan, "sizes": (1, 2)}, "all_data": False}
+
+
+@pytest.mark.parametrize(
+    ("asked", "differing"),
+    [
+        ({"command": "segmentation", "settings": {"rate": math.nan, "sizes": (1, 2)}}, "command, all-data"),
+        ({**TRAIN, "settings": {"rate": 1.0, "sizes": (1, 2)}}, "rate"),
+        ({**TRAIN, "settings": {"rate": math.nan, "sizes": (1, 3), "more": None}}, "sizes, more"),
+    ],
+)
+def test_what_processes_were_asked_for_is_compared_value_by_value(asked: dict, differing: str):
+    Told(0, 2).agree(**TRAIN)
+    with pytest.raises(SettingError, match=f"2 processes that train together differ in {differing}; give all"):
+        Told(0, 2).agree(**asked)
 
 
 @pytest.mark.parametrize(
