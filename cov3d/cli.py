@@ -455,8 +455,9 @@ def _list_failures(failures: dict[str, str], of: int | None = None) -> int:
 
     torchrun ends all others when one ends with another code than 0; files and rows tell of the scans that failed.
     """
-    for scan, cause in ({} if muted() else failures).items():
-        complain(f"{printable(scan)}: {cause}")
+    for scan, cause in failures.items():
+        if not muted():
+            complain(f"{printable(scan)}: {cause}")
     if not failures or find_launch().found_in == "torchrun":
         return DONE
     return FAILED if of == len(failures) else SOME_SCANS_FAILED

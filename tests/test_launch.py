@@ -7,7 +7,7 @@ import torch
 
 from cov3d.errors import SettingError
 from cov3d.launch import Launch, find_launch, first_node, tasks_per_node
-from cov3d.nets.inputs import device_of_rank
+from cov3d.nets.inputs import device_of_rank, device_of_share
 
 TORCHRUN = {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8"}
 SRUN = {
@@ -143,6 +143,6 @@ def test_processes_that_train_together_share_no_gpu(gpus, count: int, environmen
     ("count", "local_rank", "name", "index"),
     [(8, 1, "auto", 1), (2, 5, "auto", 1), (1, 5, "auto", 0), (8, 5, "cuda:3", 3)],
 )
-def test_processes_that_do_not_train_together_may(gpus, count: int, local_rank: int, name: str, index: int):
+def test_processes_that_each_do_a_share_take_gpus_in_turn(gpus, count: int, local_rank: int, name: str, index: int):
     gpus(count, TORCHRUN | {"LOCAL_RANK": str(local_rank)})
-    assert device_of_rank(name, together=False).index == index
+    assert device_of_share(name).index == index

@@ -63,8 +63,7 @@ class PictureSettings:
 
     def highest_rate(self, training: Training, processes: int = 1) -> float:
         """The learning rate at its highest, for the pictures that are a step."""
-        step = training.batch_size * training.accumulate * processes
-        return training.learning_rate * (step / self.rate_batch if self.rate_batch else 1.0)
+        return training.learning_rate * (training.step(processes) / self.rate_batch if self.rate_batch else 1.0)
 
 
 def picture_ema(training: Training, steps: int) -> float:
@@ -105,5 +104,5 @@ def _check_rates(settings: PictureSettings, training: Training) -> None:
     if not settings.final_rate <= rate:
         raise SettingError(
             f"--final-rate {settings.final_rate:g} is above the highest learning rate, {rate:.3g} for "
-            f"{training.batch_size * training.accumulate} pictures a step; lower it, or raise --learning-rate"
+            f"{training.step()} pictures a step; lower it, or raise --learning-rate"
         )

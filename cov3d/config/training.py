@@ -76,3 +76,7 @@ class Training:
             raise SettingError("--learning-rate 0 learns nothing; the published rate is 1e-4")
         if self.clip == 0:
             raise SettingError("--clip 0 learns nothing; leave it out, or take the published 5")
+
+    def step(self, processes: int = 1) -> int:
+        """How many rows a step of the optimiser is of."""
+        return self.batch_size * self.accumulate * processes

@@ -27,21 +27,31 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def device_of_rank(name: str, together: bool = True) -> torch.device:
-    """The device that ``--device`` means for this of several processes: a GPU each, unless they do not work ``together``.
+def device_of_share(name: str) -> torch.device:
+    """The device that ``--device`` means for one of several processes that each do a share of the work: GPUs in turn.
+
+    Raises:
+        SettingError: a GPU that is not there.
+    """
+    device, launch = pick_device(name), find_launch()
+    if device.type != "cuda" or device.index is not None or launch.local_size == 1:
+        return device
+    return torch.device("cuda", launch.local_rank % torch.cuda.device_count())
+
+
+def device_of_rank(name: str) -> torch.device:
+    """The device that ``--device`` means for one of several processes that train together: a GPU that no other has.
 
     Slurm may show each process only GPUs of its own (``--gpus-per-task``).
 
     Raises:
-        SettingError: more processes than GPUs, or one GPU for all.
+        SettingError: a GPU that is not there, more processes than GPUs, or one GPU for all.
     """
     device, launch = pick_device(name), find_launch()
     size, there = launch.local_size, torch.cuda.device_count()
-    if device.type != "cuda" or size == 1:
-        return device
     own = there < size and there * size <= launch.gpus
-    if own or not together:
-        return device if device.index is not None else torch.device("cuda", launch.local_rank % there)
+    if device.type != "cuda" or size == 1 or own:
+        return device_of_share(name)
     if device.index is not None:
         raise SettingError(
             f"--device {name} is one GPU for {size} processes; leave it at auto, so that each has its own"

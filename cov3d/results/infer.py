@@ -13,7 +13,7 @@ from cov3d.config import Inference, Machine, Reading
 from cov3d.console import few, plural, progress, say
 from cov3d.errors import SettingError
 from cov3d.labels import SEVERITY
-from cov3d.nets.inputs import device_of_rank, memory_advice
+from cov3d.nets.inputs import device_of_share, memory_advice
 from cov3d.predictions import Prediction, in_order, write_predictions
 from cov3d.results.claim import claimed
 from cov3d.results.ensemble import Ensemble
@@ -64,7 +64,7 @@ def infer(
     named = [Path(scan) for scan in scans]
     asked = Asked(ask_scans(named, reading), shard)
     check_output(output, resume, overwrite)
-    device = device_of_rank(machine.device, together=False)
+    device = device_of_share(machine.device)
     inference = inference or Inference()
     ensemble = Ensemble(load_models(models, device, inference.allow_missing), inference)
     if folder is not None:

@@ -34,8 +34,8 @@ from cov3d.scans.room import Room
 from cov3d.stopping import born_deaf, ignore_stops
 
 Job = dict[str, Any]
-STARTING = threading.Lock()  # of one process after the other, where threads begin them
 Task = Callable[[Job], tuple[dict[str, Any], Sequence[bytes]]]
+STARTING = threading.Lock()  # of one process after the other, where threads begin them
 
 
 @dataclass(frozen=True)

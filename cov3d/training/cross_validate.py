@@ -15,7 +15,7 @@ from cov3d.config import Machine, RunSettings, Saving, recorded
 from cov3d.console import few, say
 from cov3d.errors import Cov3dError, SettingError
 from cov3d.metrics import score_presence, score_severity
-from cov3d.nets.inputs import device_of_rank
+from cov3d.nets.inputs import device_of_share
 from cov3d.predictions import Prediction, read_predictions, write_predictions
 from cov3d.runs import (
     CONFIG,
@@ -65,7 +65,7 @@ def cross_validate(
         Cov3dError: nothing to collect yet.
     """
     machine = machine or Machine()
-    here = Session(device_of_rank(machine.device, together=False), saving=saving or Saving())
+    here = Session(device_of_share(machine.device), saving=saving or Saving())
     settings = settings or RunSettings()
     if collect_only and (fold is not None or overwrite):
         raise SettingError("--collect trains nothing, so --fold and --overwrite say nothing beside it; leave them out")

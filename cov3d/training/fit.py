@@ -135,9 +135,8 @@ class Fit:
 
 def step_of(training: Training, ranks: Ranks) -> str:
     """What a step of several processes is."""
-    size = ranks.size * training.batch_size * training.accumulate
     parts = f"{ranks.size} processes, --batch-size {training.batch_size}, --accumulate {training.accumulate}"
-    return f"a step is of {size} rows ({parts})"
+    return f"a step is of {training.step(ranks.size)} rows ({parts})"
 
 
 def seed_rank(seed: int, ranks: Ranks) -> None:

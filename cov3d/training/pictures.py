@@ -104,7 +104,7 @@ def fit_pictures(network: nn.Module, data: Loaders, fitted: Fit, settings: Pictu
     decay = picture_ema(training, training.epochs * -(-len(data.train) // training.accumulate))
     average = Ema(decay) if decay else None
     processes = fitted.session.ranks.size
-    rate, step = settings.highest_rate(training, processes), training.batch_size * training.accumulate * processes
+    rate, step = settings.highest_rate(training, processes), training.step(processes)
     if settings.rate_batch:
         scaled = f"{training.learning_rate:g} is for {settings.rate_batch} pictures a step, and a step is {step}"
         say(f"learning rate at its highest {rate:.3g}: {scaled}; --rate-batch 0 takes it as it is")

@@ -23,8 +23,8 @@ from cov3d.errors import Cov3dError, SettingError
 from cov3d.launch import ALONE_IN_SLURM, Launch, find_launch
 
 LONGEST = timedelta(days=7)  # that the others wait while one makes a cache
-LONGEST_STEP = timedelta(minutes=30)
-TO_MEET = timedelta(minutes=10)
+LONGEST_STEP = timedelta(minutes=30)  # that one waits for the others in a step
+TO_MEET = timedelta(minutes=10)  # since the first has come
 GONE = (
     "another process of this training has ended, so this one does, too; its own message says why; run the same command "
     "with --resume to go on after what was saved last"

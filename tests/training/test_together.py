@@ -89,7 +89,7 @@ def run(
 
 @pytest.mark.parametrize(
     ("command", "near", "launcher"),
-    [(CONVNEXT, 2e-6, TORCHRUN), (RESNET, 5e-5, SRUN)],
+    [(CONVNEXT, 2e-6, TORCHRUN), (RESNET, 2e-5, SRUN)],
     ids=["convnext by torchrun", "resnet with synchronised BatchNorm by srun"],
 )
 def test_two_processes_take_the_steps_of_one_with_twice_the_batch(
