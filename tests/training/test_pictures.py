@@ -183,7 +183,8 @@ def test_the_command_says_it_in_one_sentence(tmp_path: Path):
     words += ["--workers", 1, "--device", "cpu", "--output-dir", tmp_path / "run"]
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == 1
-    said = r"error: the loss of \w+/\d+\.png, .*, and 3 more became nan in epoch 1, batch 2; see whether .*"
+    said = r"error: the loss of \w+/\d+\.png, .*, and 3 more became nan in epoch 1, batch 2; see whether these scans are sound, "
+    said += "lower --learning-rate, say --clip 5, or --precision fp32, or --skip-nan to leave such steps out"
     assert re.fullmatch(said, result.stderr.splitlines()[-1])
 
 
