@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from fastai.callback.core import Callback
-from fastai.callback.fp16 import MixedPrecision
 from fastai.learner import CancelBatchException
+
+from cov3d.training.precision import Precision
 
 
 class Accumulate(Callback):
     """Step once for several batches, with the mean of their gradients; an epoch's last batches step in any case."""
 
-    order = MixedPrecision.order - 4
+    order = Precision.order - 4
     run_valid = False
 
     def __init__(self, batches: int):

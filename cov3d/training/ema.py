@@ -39,9 +39,18 @@ class Ema(Callback):
         """Train on with the weights, not with their average."""
         self.learn.model = self.trained
 
+    def before_step(self) -> None:
+        """Expect a step."""
+        self.stepped = True
+
+    def after_cancel_step(self) -> None:
+        """Leave a step out that was not taken: fastai calls ``after_step`` all the same."""
+        self.stepped = False
+
     def after_step(self) -> None:
         """Take the step into the average."""
-        self.average.update_parameters(self.trained)
+        if self.stepped:
+            self.average.update_parameters(self.trained)
 
     def before_validate(self) -> None:
         """Score the average."""

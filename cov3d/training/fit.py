@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from fastai.callback import schedule  # gives Learner its fit_one_cycle
 from fastai.callback.core import Callback
-from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.training import GradientClip
 from fastai.learner import Learner, TrainEvalCallback
 from fastai.optimizer import Adam, Optimizer
 
 from cov3d.config import RunSettings, Training
 from cov3d.console import progress, say
-from cov3d.errors import Cov3dError, SettingError
+from cov3d.errors import Cov3dError
 from cov3d.locks import alone_in
 from cov3d.nets.inputs import memory_advice
 from cov3d.runs import STATE
@@ -33,6 +32,7 @@ from cov3d.training.epochs import EpochKeeper, Epochs
 from cov3d.training.keeper import Keeper
 from cov3d.training.loaders import Loaders
 from cov3d.training.order import generator_of
+from cov3d.training.precision import DTYPES, Precision
 from cov3d.training.ranks import SAME_ROWS, Ranks
 from cov3d.training.session import Session
 from cov3d.training.state import Part, ResumableLearner, State, read_state
@@ -111,7 +111,10 @@ class Fit:
         trouble = Trouble(data, ranks, accumulate, self.training.skip_nan)
         self.parts |= {"network": network, "kept": self.keeper, "trouble": trouble}
         self.parts |= {"average": average} if average else {}
-        callbacks = [TrainEvalCallback(), *more, *([average] if average else []), *steps(self.training, self.precision)]
+        callbacks = [TrainEvalCallback(), *more, *([average] if average else []), *steps(self.training)]
+        if self.precision in DTYPES:
+            self.parts["scaler"] = precision = Precision(self.precision, data.device)
+            callbacks.append(precision)
         callbacks += [] if ranks.alone else [Together(ranks, data.order)]
         given = {"loss_func": loss.to(data.device), "opt_func": optimiser, "default_cbs": False}
         return ResumableLearner(data, network, cbs=[*callbacks, trouble], **given, **options)
@@ -125,7 +128,8 @@ class Fit:
         seed_rank(self.training.seed, ranks)
         done = found["epochs"] * len(learner.dls.train) + found["batches"] if found else 0
         own = alone_in(self.folder) if ranks.first else nullcontext()
-        with own, advice(), self.session.asked_to_stop() as asked, progress(total, "train", done) as step:
+        autocast = closing(learner.precision) if hasattr(learner, "precision") else nullcontext()
+        with own, autocast, advice(), self.session.asked_to_stop() as asked, progress(total, "train", done) as step:
             epochs = Epochs(self.keeper, step, ranks)
             parts = {**self.parts, "epoch": epochs}
             state = State(path, self.run, parts, self.session, asked, self.training.accumulate, found)
@@ -145,10 +149,8 @@ def seed_rank(seed: int, ranks: Ranks) -> None:
         torch.manual_seed(generator_of(seed, 0, 0, ranks.rank).initial_seed())
 
 
-def steps(training: Training, precision: str) -> Iterator[Callback]:
+def steps(training: Training) -> Iterator[Callback]:
     """What the settings change about a step of the optimiser."""
-    if precision != "fp32":
-        yield MixedPrecision(amp_mode=precision)
     if training.accumulate > 1:
         yield Accumulate(training.accumulate)
     if training.clip is not None:
@@ -174,21 +176,6 @@ def fit(learner: Learner, training: Training) -> None:
         learner.fit(epochs, lr=rate, cbs=schedule.ParamScheduler({"lr": schedule.SchedCos(rate, 0.0)}))
     else:
         learner.fit(epochs, lr=rate)
-
-
-def pick_precision(wanted: str, device: torch.device) -> str:
-    """The precision that ``--precision`` means on a device.
-
-    Raises:
-        SettingError: half precision on a CPU.
-    """
-    if device.type != "cuda":
-        if wanted in ("bf16", "fp16"):
-            raise SettingError(f"--precision {wanted} is for a GPU; on a CPU leave it at auto")
-        return "fp32"
-    if wanted == "auto":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return wanted
 
 
 def seed_everything(seed: int) -> None:

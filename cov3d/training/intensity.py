@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -12,11 +14,10 @@ SHARE, MEAN = 0.03, 0.5  # of noise in what it is mixed into; its mean
 
 def blur(scan: Tensor, sigma: float) -> Tensor:
     """A scan ``(D, H, W)`` under a Gaussian of ``sigma`` voxels, along one axis after another; its edge goes on outside."""
-    offsets = torch.arange(TAPS + 1)
-    weights = torch.exp(-(offsets**2) / (2 * sigma**2))
-    weights /= weights[0] + 2 * weights[1:].sum()
+    taps = [math.exp(-(offset**2) / (2 * sigma**2)) for offset in range(TAPS + 1)]
+    whole = taps[0] + 2 * sum(taps[1:])
     for axis in range(3):
-        scan = _along(scan, weights.tolist(), axis)
+        scan = _along(scan, [tap / whole for tap in taps], axis)
     return scan
 
 

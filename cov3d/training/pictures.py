@@ -31,11 +31,12 @@ from cov3d.tables import write_table
 from cov3d.training.curves import draw_curves
 from cov3d.training.description import command, versions
 from cov3d.training.ema import Ema
-from cov3d.training.fit import Fit, pick_precision, seed_everything
+from cov3d.training.fit import Fit, seed_everything
 from cov3d.training.loaders import Loaders
 from cov3d.training.pictures_epochs import FAILURES, PictureKeeper, WarmedCosine
 from cov3d.training.pictures_found import Pictures, find_pictures
 from cov3d.training.pictures_varied import Mix, picture_loaders
+from cov3d.training.precision import pick_precision
 from cov3d.training.session import session
 from cov3d.training.train import Run, check_run_folder
 

@@ -25,11 +25,12 @@ from cov3d.scans.study import TEST, Row, Study
 from cov3d.shown import OUTCOME
 from cov3d.training.description import describe, name_of, summarise
 from cov3d.training.dice import BothJudge, LesionLoss, MaskJudge
-from cov3d.training.fit import fit_network, pick_precision
+from cov3d.training.fit import fit_network
 from cov3d.training.judge import ClassJudge, Judge
 from cov3d.training.keeper import Keeper, choice_of
 from cov3d.training.loaders import loaders
 from cov3d.training.loss import loss_of
+from cov3d.training.precision import pick_precision
 from cov3d.training.pseudo import load_teacher, pseudo_masks
 from cov3d.training.ranks import Ranks
 from cov3d.training.session import Session, session

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import CancelEpochException, Learner
+from fastai.optimizer import Optimizer
+from torch import Tensor
 
 from cov3d.commit import TEMPORARY_PREFIX, commit
 from cov3d.console import say
@@ -44,8 +46,8 @@ class Part(Protocol):
 class State(Callback):
     """Saves every part after each epoch, every so often within one, and when asked to stop; begins with what was found.
 
-    ``run`` says which run this is, so that no other goes on with it. ``parts`` are by name; the optimiser, the scaler of half
-    precision and the global generators are added.
+    ``run`` says which run this is, so that no other goes on with it. ``parts`` are by name; the optimiser and the global
+    generators are added.
     """
 
     order = 80  # after everything that a batch or an epoch changes, and that a fit begins with
@@ -68,10 +70,8 @@ class State(Callback):
 
     def parts(self) -> dict[str, Part]:
         """Every part by name."""
-        parts = {**self.given, "optimizer": self.learn.opt, "generators": Generators(self.session.ranks)}
-        if hasattr(self.learn, "mixed_precision"):
-            parts["scaler"] = self.learn.mixed_precision.scaler
-        return parts
+        own = {"optimizer": OptimizerState(self.learn.opt), "generators": Generators(self.session.ranks)}
+        return {**self.given, **own}
 
     def before_fit(self) -> None:
         """Go on where the run was stopped."""
@@ -155,6 +155,26 @@ class ResumableLearner(Learner):
         self.n_iter = len(self.dl)
         for number, batch in enumerate(self.dl, first):
             self.one_batch(number, batch)
+
+
+class OptimizerState:
+    """A fastai optimiser's state, which fastai itself leaves on the device that it was read to."""
+
+    def __init__(self, optimizer: Optimizer):
+        self.optimizer = optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        """Hyperparameters, and the state of each parameter."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from that, each tensor on the device of its parameter."""
+        parameters = [parameter for parameter, *_ in self.optimizer.all_params()]
+        moved = [
+            {name: value.to(parameter.device) if isinstance(value, Tensor) else value for name, value in own.items()}
+            for parameter, own in zip(parameters, state["state"], strict=True)
+        ]
+        self.optimizer.load_state_dict({**state, "state": moved})
 
 
 class Generators:

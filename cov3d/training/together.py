@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fastai.callback.core import Callback
-from fastai.callback.fp16 import MixedPrecision
 
 from cov3d.training.accumulate import Accumulate
 from cov3d.training.order import Order
+from cov3d.training.precision import Precision
 from cov3d.training.ranks import Ranks
 from cov3d.training.synchronise import Synchronised
 
@@ -19,7 +19,7 @@ class Together(Callback):
     """
 
     order = Accumulate.order + 1  # after a step that waits for more batches is called off
-    assert order < MixedPrecision.order
+    assert order < Precision.order
 
     def __init__(self, ranks: Ranks, order: Order):
         self.ranks, self.rows = ranks, order

@@ -21,11 +21,12 @@ from cov3d.scans.cache import Cache, fill_cache
 from cov3d.scans.series import every_series, with_patients
 from cov3d.scans.study import Row, Study
 from cov3d.training.description import describe, name_of, summarise
-from cov3d.training.fit import fit_network, pick_precision, seed_everything
+from cov3d.training.fit import fit_network, seed_everything
 from cov3d.training.judge import ClassJudge
 from cov3d.training.keeper import Keeper, choice_of
 from cov3d.training.loaders import loaders
 from cov3d.training.loss import loss_of
+from cov3d.training.precision import pick_precision
 from cov3d.training.ranks import ALONE, Ranks
 from cov3d.training.session import Session, session
 from cov3d.training.split import Split, check_trainable, everything, learnt_from, split_rows, unused

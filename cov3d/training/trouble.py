@@ -6,12 +6,12 @@ import math
 
 import torch
 from fastai.callback.core import Callback
-from fastai.callback.fp16 import MixedPrecision
 from fastai.learner import CancelBatchException, CancelStepException
 
 from cov3d.console import few, say
 from cov3d.errors import Cov3dError
 from cov3d.training.loaders import Loaders
+from cov3d.training.precision import Precision
 from cov3d.training.ranks import Ranks
 
 MOST_IN_A_ROW = 20
@@ -25,7 +25,7 @@ class Trouble(Callback):
     off, since half precision overflowed, are counted, too.
     """
 
-    order = MixedPrecision.order + 5  # after it has left its precision, and after gradients are clipped
+    order = Precision.order + 5  # after it has left its precision, and after gradients are clipped
 
     def __init__(self, data: Loaders, ranks: Ranks, accumulate: int, skip: bool):
         self.data, self.ranks, self.accumulate, self.skip = data, ranks, accumulate, skip
@@ -73,7 +73,7 @@ class Trouble(Callback):
 
     def after_cancel_step(self) -> None:
         """Count what loss scaling called off."""
-        if getattr(self.learn, "mixed_precision", None) is not None and self.learn.mixed_precision.skipped:
+        if getattr(self.learn, "precision", None) is not None and self.learn.precision.overflowed:
             self.left_out += 1
 
     def _leave_out(self, what: str) -> None:

@@ -33,9 +33,10 @@ from cov3d import (
 from cov3d.cli import app
 from cov3d.errors import Cov3dError, SettingError, StudyError
 from cov3d.training.accumulate import Accumulate
-from cov3d.training.fit import advice, pick_precision
+from cov3d.training.fit import advice
 from cov3d.training.loaders import Loaders
 from cov3d.training.order import Order
+from cov3d.training.precision import pick_precision
 
 TINY = RunSettings(
     task="both",

@@ -143,6 +143,6 @@ def test_a_loss_of_validation_is_not_left_out(study: Path, tmp_path: Path, monke
 @pytest.mark.parametrize("overflowed", [True, False])
 def test_steps_that_loss_scaling_calls_off_are_counted(overflowed: bool):
     callback = Trouble(None, ALONE, 1, skip=False)
-    callback.learn = SimpleNamespace(mixed_precision=SimpleNamespace(skipped=overflowed))
+    callback.learn = SimpleNamespace(precision=SimpleNamespace(overflowed=overflowed))
     callback.after_cancel_step()
     assert callback.left_out == overflowed

@@ -1,0 +1,178 @@
+"""Every training runs on a GPU in half precision, stops, and goes on as if it had not: on a real one, or on a pretended one."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from pretended_gpu import pretended_gpu
+from shapes import draw_shapes
+
+from cov3d import (
+    Augmentation,
+    Machine,
+    NetSettings,
+    PictureSettings,
+    Preprocessing,
+    Pretraining,
+    RunSettings,
+    Saving,
+    Training,
+    cross_validate,
+    pretrain,
+    pretrain_pictures,
+    read_study,
+    train,
+)
+from cov3d.config.pictures import PICTURE_TRAINING
+from cov3d.labels import UNKNOWN
+from cov3d.phantom import write_study
+from cov3d.scans.study import Study
+from cov3d.stopping import Stopped
+
+REAL = torch.cuda.is_available()
+GPU = Machine(device="cuda", workers=1)
+EVERYTHING = Augmentation(
+    flip_depth=0.5, flip_height=0.5, flip_width=0.5, rotate=1.0, turn=1.0, elastic=1.0, blur=1.0, noise=1.0
+)
+RESNET = RunSettings(
+    preprocessing=Preprocessing(width=32),
+    net=NetSettings(base_width=4, penultimate=8),
+    training=Training(epochs=2, batch_size=2, accumulate=2, learning_rate=1e-3, clip=1.0, skip_nan=True),
+    augmentation=Augmentation(flip_width=0.5),
+)
+CONVNEXT = replace(
+    RESNET,
+    preprocessing=Preprocessing(width=32, depth=32),
+    net=NetSettings("convnext-micro", base_width=4, drop_path=0.5),
+    training=replace(RESNET.training, accumulate=1, ema=0.5, schedule="cosine", checkpoint_activations=True),
+    augmentation=EVERYTHING,
+)
+MASKS = replace(
+    CONVNEXT,
+    task="severity",
+    training=replace(CONVNEXT.training, epochs=1, batch_size=4, validation_fraction=0.3),
+    augmentation=Augmentation(),
+)
+
+
+def on(settings: RunSettings) -> Callable[..., Path]:
+    """``cov3d train`` with these settings."""
+
+    def fit(root: Path, output: Path, **values) -> Path:
+        return train(studied(root), settings, GPU, root / "cache", output, **values).folder
+
+    return fit
+
+
+def folds(root: Path, output: Path, resume: bool = False, **values) -> Path:
+    """``cov3d cross-validate``, which continues by itself; its second fold."""
+    rows = tuple(replace(row, severity=UNKNOWN) for row in studied(root).rows)  # too few of each grade for folds
+    study = replace(studied(root), rows=rows)
+    cross_validate(study, replace(RESNET, task="presence"), GPU, 2, None, root / "cache", output, **values)
+    return output / "fold-1"
+
+
+def masks(method: str, settings: RunSettings = MASKS) -> Callable[..., Path]:
+    """``cov3d pretrain --method segmentation|segmia|multitask``."""
+
+    def fit(root: Path, output: Path, **values) -> Path:
+        how = Pretraining() if method == "segmentation" else Pretraining(teacher=str(teacher(root)), soft=True)
+        return pretrain(studied(root), method, settings, how, GPU, root / "cache", output, **values).folder
+
+    return fit
+
+
+def pictures(root: Path, output: Path, **values) -> Path:
+    """``cov3d pretrain --method imagenet``."""
+    training = Training(**{**PICTURE_TRAINING, "epochs": 1, "batch_size": 16, "learning_rate": 2e-3})
+    net, settings = NetSettings("convnext-micro", base_width=4), PictureSettings(side=32, rate_batch=0)
+    return pretrain_pictures(root / "shapes", settings, training, net, GPU, output, **values).folder
+
+
+TRAININGS: dict[str, Callable[..., Path]] = {
+    "train a ResNet": on(RESNET),
+    "train a ConvNeXt": on(CONVNEXT),
+    "train with crops": on(replace(CONVNEXT, augmentation=replace(EVERYTHING, random_crop=1.0, crop_from=40))),
+    "cross-validate": folds,
+    "segmentation": masks("segmentation"),
+    "segmentation with a ResNet": masks("segmentation", replace(MASKS, net=RESNET.net)),
+    "segmia": masks("segmia"),
+    "multitask": masks("multitask"),
+    "imagenet": pictures,
+}
+
+
+def studied(root: Path) -> Study:
+    return read_study(root / "study")
+
+
+def teacher(root: Path) -> Path:
+    """A network that draws masks."""
+    folder = root / "teacher"
+    if not folder.exists():
+        pretrain(studied(root), "segmentation", MASKS, None, GPU, root / "cache", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with masks, and pictures in class folders."""
+    root = tmp_path_factory.mktemp("gpu")
+    write_study(root / "study", scans=14, size=32, seed=4, annotated=1.0, format="nifti")
+    draw_shapes(root / "shapes")
+    return root
+
+
+@pytest.fixture
+def gpu() -> Iterator[None]:
+    """The GPU that is here, or a pretended one."""
+    with nullcontext() if REAL else pretended_gpu():
+        yield
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """What a run has learnt."""
+    [file] = [folder / name for name in ("last.safetensors", "weights.safetensors") if (folder / name).exists()]
+    return safetensors.torch.load_file(file)
+
+
+def stopped_once(fit: Callable[..., Path], root: Path, output: Path) -> Path:
+    """A run that is stopped after its first step, and resumed."""
+    with pytest.raises(Stopped):
+        fit(root, output, saving=Saving(max_hours=0.0))
+    return fit(root, output, resume=True)
+
+
+def test_a_gpu_without_bf16_scales_the_loss_and_its_scale_is_resumed(root: Path, tmp_path: Path):
+    """It begins at 2¹⁶, and is halved with each step that overflows and is left out."""
+    fit = (
+        TRAININGS["train a ResNet"]
+        if not REAL
+        else on(replace(RESNET, training=replace(RESNET.training, precision="fp16")))
+    )
+    with nullcontext() if REAL else pretended_gpu(bf16=False):
+        whole, resumed = fit(root, tmp_path / "whole"), stopped_once(fit, root, tmp_path / "resumed")
+    states = [torch.load(folder / "state.pt", weights_only=True)["parts"]["scaler"] for folder in (whole, resumed)]
+    with (resumed / "history.csv").open(newline="") as file:
+        left_out = sum(int(row["left_out"]) for row in csv.DictReader(file))
+    assert states[0] == states[1] and states[0]["scale"] == 2.0 ** (16 - left_out)
+    assert all(tensor.isfinite().all() for tensor in weights(resumed).values())
+
+
+@pytest.mark.parametrize("training", TRAININGS)
+def test_a_training_in_half_precision_that_is_stopped_and_resumed_learns_the_same(
+    root: Path, tmp_path: Path, gpu: None, training: str
+):
+    fit = TRAININGS[training]
+    whole = weights(fit(root, tmp_path / "whole"))
+    resumed = weights(stopped_once(fit, root, tmp_path / "resumed"))
+    assert all(tensor.isfinite().all() for tensor in whole.values())
+    tolerance = {"atol": 5e-2, "rtol": 5e-2} if REAL else {"atol": 0, "rtol": 0}  # a GPU adds up in any order
+    torch.testing.assert_close(resumed, whole, **tolerance)
