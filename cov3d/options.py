@@ -22,11 +22,13 @@ from cov3d.recipes import METHODS, Recipe, find_recipe
 
 def expand(command: Callable[..., Any]) -> Callable[..., Any]:
     """The same command with every parameter that is a settings group replaced by that group's fields."""
-    hints = get_type_hints(command, include_extras=True)
+    # get_type_hints would wrap options whose default is None once more before Python 3.11, and Typer then lose them
+    signature = inspect.signature(command, eval_str=True)
+    hints = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     brought = {name for recipe in METHODS.values() for name in recipe.options} if "method" in hints else set()
     parameters: list[inspect.Parameter] = []
     groups: dict[str, type] = {}
-    for parameter in inspect.signature(command).parameters.values():
+    for parameter in signature.parameters.values():
         hint = hints[parameter.name]
         if isinstance(hint, type) and is_dataclass(hint):
             groups[parameter.name] = hint

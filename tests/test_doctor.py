@@ -283,8 +283,12 @@ def test_a_wrong_answer_or_gradient_is_noticed(place: int, spoil: Callable):
     assert not relative_error(*spoilt) < 0.04
 
 
+# Where a CPU has no instructions for it, torch adds the 27 taps of the input's gradient up in bf16: √27 · 2⁻⁹ / √3 = .006.
+BF16_ERROR = 5e-3 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 1e-2
+
+
 @pytest.mark.parametrize(
-    ("precision", "least", "most"), [("fp32", 1e-8, 1e-5), ("bf16", 1e-4, 5e-3), ("fp16", 1e-5, 2e-3)]
+    ("precision", "least", "most"), [("fp32", 1e-8, 1e-5), ("bf16", 1e-4, BF16_ERROR), ("fp16", 1e-5, 2e-3)]
 )
 def test_the_error_of_each_precision_is_that_of_its_rounding(precision, least, most, monkeypatch):
     monkeypatch.setitem(convolution.SHAPES, "cpu", (4, 6, 8))

@@ -81,12 +81,21 @@ def deal(rows: Sequence[Row], count: int, seed: int) -> Folds:
     if len(set(classes.tolist())) < 2:
         raise StudyError("all labelled training scans are of one class, from which nothing can be learnt")
     numbers = np.empty(len(rows), int)
-    dealer = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
-    for fold, (_, held) in enumerate(dealer.split(classes, classes, patients)):
+    shuffled = shuffle_groups(patients, seed)
+    for fold, (_, held) in enumerate(StratifiedGroupKFold(count).split(classes, classes, shuffled)):
         numbers[held] = fold
     folds = Folds(rows, tuple(numbers.tolist()), count)
     _check_apart(folds, patients)
     return folds
+
+
+def shuffle_groups(groups: np.ndarray, seed: int) -> np.ndarray:
+    """Number groups ``(N,)`` in a random order, for a split that takes them in the order of their numbers.
+
+    ``StratifiedGroupKFold(shuffle=True)`` does the same from scikit-learn 1.8 on; before, its folds were not stratified.
+    """
+    names, numbers = np.unique(groups, return_inverse=True)
+    return np.argsort(np.random.RandomState(seed).permutation(len(names)))[numbers]
 
 
 def dealt(rows: Sequence[Row], count: int) -> Folds:

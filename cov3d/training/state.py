@@ -70,7 +70,10 @@ class State(Callback):
 
     def parts(self) -> dict[str, Part]:
         """Every part by name."""
-        own = {"optimizer": OptimizerState(self.learn.opt), "generators": Generators(self.session.ranks)}
+        own: dict[str, Part] = {
+            "optimizer": OptimizerState(self.learn.opt),
+            "generators": Generators(self.session.ranks),
+        }
         return {**self.given, **own}
 
     def before_fit(self) -> None:

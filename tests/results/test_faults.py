@@ -43,8 +43,8 @@ def check_gone_on_with(output: Path, run: Callable, timeless: Callable, undistur
 
 def failing(monkeypatch: pytest.MonkeyPatch, name: str, number: int, code: int) -> None:
     """Make the ``number``-th call of a function of the system, and all after it, fail."""
-    module = tempfile if name == "mkstemp" else os
-    function, calls = getattr(module, name), []
+    owner = {"mkstemp": tempfile, "replace": Path}.get(name, os)
+    function, calls = getattr(owner, name), []
 
     def fail(*arguments, **options):
         calls.append(name)
@@ -54,7 +54,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, name: str, number: int, code: int) 
             raise OSError(code, os.strerror(code))
         return function(*arguments, **options)
 
-    monkeypatch.setattr(module, name, fail)
+    monkeypatch.setattr(owner, name, fail)
 
 
 # How often a run of five scans calls each: tables and provenance are written through temporary files, rows directly.

@@ -286,8 +286,7 @@ def test_a_drive_that_hiccups_costs_no_scan(tmp_path: Path, monkeypatch: pytest.
         lambda: preprocess(read(path, Reading(strict=True)), SETTINGS).tobytes(),
     )
     expected = [action() for action in actions]
-    owner, name = (Path, "stat") if call == "stat" else (io, "open")
-    real, calls = getattr(owner, name), []
+    real, calls = getattr(Path, call), []
     fails = [0, 0]  # which calls
 
     def hiccup(*values, **named):
@@ -297,7 +296,7 @@ def test_a_drive_that_hiccups_costs_no_scan(tmp_path: Path, monkeypatch: pytest.
         return real(*values, **named)
 
     monkeypatch.setattr(boundary, "PAUSES", (0, 0, 0))
-    monkeypatch.setattr(owner, name, hiccup)
+    monkeypatch.setattr(Path, call, hiccup)
     for first in range(1, 12):
         for action, whole in zip(actions, expected, strict=True):
             fails[:] = len(calls) + first, len(calls) + first + 1
