@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -465,6 +464,5 @@ def _list_failures(failures: dict[str, str], of: int | None = None) -> int:
 
 def main() -> None:
     """Run the command line."""
-    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)  # fastai's, at import
     with leaving():  # a scheduler's stop is an orderly one, as Ctrl-C is
         app()

@@ -17,18 +17,7 @@ from typer.testing import CliRunner
 
 from cov3d.cli import _guarded, app
 
-COMMANDS = (
-    "demo",
-    "phantom",
-    "check",
-    "preprocess",
-    "train",
-    "cross-validate",
-    "recipes",
-    "show-batch",
-    "infer",
-    "evaluate",
-)
+COMMANDS = [name for name, command in typer.main.get_group(app).commands.items() if not command.hidden]
 TINY = (
     *("--width", 32, "--base-width", 4, "--penultimate", 8),
     *("--epochs", 1, "--batch-size", 4, "--workers", 1, "--device", "cpu"),
@@ -37,15 +26,16 @@ LONG = "x" * 300
 
 
 def cov3d(*arguments, cwd: Path | None = None, check: int | None = 0) -> subprocess.CompletedProcess:
-    """Run cov3d as a process of its own."""
+    """Run cov3d as a process of its own; no library's warning may reach its user, not even one that Python would not show."""
     run = subprocess.run(
         [sys.executable, "-m", "cov3d", *map(str, arguments)],
         cwd=cwd,
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "100"},
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "100", "PYTHONWARNINGS": "default"},
     )
+    assert "Warning" not in run.stderr
     assert check is None or run.returncode == check, run.stderr
     return run
 

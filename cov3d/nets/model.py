@@ -23,8 +23,9 @@ from torch.overrides import TorchFunctionMode
 import cov3d
 from cov3d.commit import commit
 from cov3d.config import NetSettings, Preprocessing, Task, check_task, from_dict, to_dict
-from cov3d.errors import ModelError
+from cov3d.errors import ModelError, SettingError
 from cov3d.labels import PRESENCE, SEVERITY
+from cov3d.nets.activations import check_batch
 from cov3d.nets.build import CLASSES as CLASSES_HEAD
 from cov3d.nets.build import MASKS as MASKS_HEAD
 from cov3d.nets.build import Heads, build
@@ -93,7 +94,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
     """Read a model file; every tensor of the network is there, of its shape and finite, and there are no others.
 
     Raises:
-        ModelError: the file is not there, is no model of cov3d, is damaged, or is of a newer cov3d.
+        ModelError: the file is not there, is no model of cov3d, is damaged, is of a newer cov3d, or its scans are too large
+            for a GPU.
     """
     data = read_whole(path)
     tensors = unpack_safetensors(data, path)
@@ -109,6 +111,10 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
     check_tensors(tensors, model.net, path)
     check_finite(tensors, path)
     model.net.load_state_dict(tensors, assign=True)
+    try:
+        check_batch(model.net, model.settings.numbers.base_width, 1, model.preprocessing.shape, torch.device(device))
+    except SettingError as error:
+        raise ModelError(f"{path}: {error}") from error
     model.net.to(device).eval()
     return model
 

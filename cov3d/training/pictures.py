@@ -23,6 +23,7 @@ from cov3d.commit import commit, commit_json
 from cov3d.config import Machine, NetSettings, Saving, Training, recorded
 from cov3d.config.pictures import PICTURE_TRAINING, PictureSettings, check_pictures, picture_ema
 from cov3d.console import few, plural, say
+from cov3d.nets.activations import check_batch
 from cov3d.nets.flat import build_flat
 from cov3d.nets.model import plain
 from cov3d.nets.weights import check_finite
@@ -83,6 +84,7 @@ def pretrain_pictures(
             tell(found, output)
         seed_everything(training.seed)
         network = build_flat(net, len(found.classes))
+        check_batch(network, net.numbers.base_width, training.batch_size, (settings.side,) * 2, here.device)
         network.checkpointing = training.checkpoint_activations
         millions = sum(p.numel() for p in network.parameters()) / 1e6
         say(f"2D {net.architecture}: {millions:.2f} M parameters on {here.device}")

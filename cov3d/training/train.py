@@ -14,6 +14,7 @@ from cov3d.commit import check_writable, sweep
 from cov3d.config import Machine, Preprocessing, RunSettings, Saving, recorded
 from cov3d.console import few, plural, say
 from cov3d.errors import Cov3dError, SettingError
+from cov3d.nets.activations import check_batch
 from cov3d.nets.build import CLASSES, MASKS, Heads, build
 from cov3d.nets.weights import DECODER, start_from
 from cov3d.runs import PLAN, RUN_FILES, STATE
@@ -162,6 +163,13 @@ def start_network(settings: RunSettings, device: torch.device, heads: Heads = (C
     """The network with the weights that it starts from; everything that is drawn from here on follows the seed."""
     seed_everything(settings.training.seed)
     network = build(settings.net, heads)
+    check_batch(
+        network,
+        settings.net.numbers.base_width,
+        settings.training.batch_size,
+        settings.preprocessing.shape,
+        device,
+    )
     millions = sum(p.numel() for p in network.parameters()) / 1e6
     say(f"{settings.net.architecture}: {millions:.2f} M parameters on {device}")
     training = settings.training

@@ -37,6 +37,7 @@ from cov3d.training.fit import advice
 from cov3d.training.loaders import Loaders
 from cov3d.training.order import Order
 from cov3d.training.precision import pick_precision
+from cov3d.training.train import start_network
 
 TINY = RunSettings(
     task="both",
@@ -332,6 +333,13 @@ def test_accumulated_batches_step_like_the_large_batch(batch_size: int):
     learner.fit(1, lr=0.1)
     for name, value in net.named_parameters():
         torch.testing.assert_close(value, expected[name])
+
+
+def test_a_batch_that_a_gpu_cannot_count_is_refused_before_scans_are_read():
+    training = replace(TINY.training, batch_size=9, weights="none")
+    settings = replace(TINY, net=NetSettings(), preprocessing=Preprocessing(width=320), training=training)
+    with pytest.raises(SettingError, match=r"^a batch of 9 at 160×320×320 .* lower --batch-size to 8 "):
+        start_network(settings, torch.device("cuda"))
 
 
 def test_half_precision_is_for_gpus():
