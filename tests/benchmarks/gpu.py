@@ -1,156 +1,237 @@
-"""What a GPU does with cov3d: checks first, then times, in one go.
+"""What a GPU does with cov3d: every command small, the checks that need one, and the times, as one table.
 
-    python tests/benchmarks/gpu.py
+    python tests/benchmarks/gpu.py [--device cuda] [--output gpu.md]
 
-Needs a CUDA GPU, and of packages what ``cov3d train`` needs. It checks that a model trained on the GPU answers alike on
-the CPU, that it is saved and loaded from either, that half precision and ``--accumulate`` work; then it times training
-steps of the ResNet-18 and prints seconds, scans a second and peak memory beside the floor that the GPU's own matrix
-products set; then those of the ConvNeXt-tiny, in both memory formats, with and without checkpointing, and which share of a
-step its augmentation takes. Without a GPU it says so and does nothing.
+Needs a CUDA GPU and the packages of ``cov3d train``; about ten minutes. In turn:
+
+1. each command of the mission on a drawn study, as a user runs it; the trainings in half precision, one of each precision
+   stopped after its first step and resumed;
+2. whether answers and weights are those of a CPU, and of a run that was not stopped;
+3. the tests that have a GPU's part (``tests/test_fake_cuda.py`` and others), where pytest is installed;
+4. seconds, scans a second and peak memory of training steps, beside the floor that the GPU's own matrix products set; which
+   share of a step the augmentation takes; scans an hour of inference.
+
+Each line is written when it is known. With ``--device cpu`` the first two are tried without a GPU, in a few minutes.
 """
 
 from __future__ import annotations
 
+import argparse
+import csv
+import importlib.util
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import safetensors.torch
 import torch
 
-from cov3d import (
-    Augmentation,
-    Machine,
-    NetSettings,
-    Preprocessing,
-    RunSettings,
-    Training,
-    build,
-    load_model,
-    read_study,
-    save_model,
-    train,
-)
-from cov3d.errors import SettingError
+from cov3d import Augmentation, Inference, NetSettings, build
+from cov3d.config import Preprocessing
 from cov3d.nets.inputs import as_input
-from cov3d.phantom import write_study
+from cov3d.nets.model import Model
+from cov3d.results.ensemble import Ensemble
 from cov3d.training.augment import augment
 
+ROOT = Path(__file__).resolve().parents[2]
+GPU_TESTS = ("tests/test_fake_cuda.py", "tests/training/test_gpu.py", "tests/results/test_gpu.py")
+STOPPED = 75  # the exit code of a run that can be resumed
+SMALL = ("--width", 64, "--depth", 64, "--epochs", 2, "--batch-size", 4, "--learning-rate", 1e-3)
+RESNET = ("--architecture", "resnet18", "--base-width", 16)
+CONVNEXT = ("--architecture", "convnext-micro", "--base-width", 16)
 # Training FLOPs of one scan through r3d_18 (three times forward), and the (D, W) they are for.
 SIZES = {(64, 128): 1.24e12, (128, 256): 9.9e12, (160, 320): 19.4e12}
 BATCHES = (2, 8)
 STEPS = 8
 
 
-def main() -> None:
-    """Check, then time."""
-    if not torch.cuda.is_available():
-        sys.exit("there is no CUDA GPU here; nothing was checked")
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    check_answers()
-    for precision in ("fp32", "bf16", "fp16"):
-        check_training(precision)
+class Table:
+    """Lines of what was done, on the screen and in a file as soon as they are known."""
+
+    def __init__(self, path: Path | None):
+        self.path, self.wrong = path, 0
+        self.line("what", "found", "seconds")
+        self.line("---", "---", "---:")
+
+    def line(self, what: str, found: str, seconds: str = "") -> None:
+        text = f"| {what} | {found} | {seconds} |"
+        print(text, flush=True)
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(f"{text}\n")
+
+    def tried(self, what: str, attempt: Callable[[], str]) -> None:
+        """A line for what an attempt found, or for what went wrong; the next one follows in any case."""
+        begin = time.monotonic()
+        try:
+            found = attempt()
+        except Exception as error:
+            self.wrong += 1
+            found = f"**WRONG**: {type(error).__name__}: {' '.join(str(error).split())[:600]}"
+        self.line(what, found, f"{time.monotonic() - begin:.1f}")
+
+
+def cov3d(root: Path, *arguments: Any, code: int = 0) -> str:
+    """The last line that a command prints, in the folder ``root``."""
+    environment = {**os.environ, "NO_COLOR": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    command = [sys.executable, "-m", "cov3d", *map(str, arguments)]
+    run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    if run.returncode != code:
+        raise RuntimeError(f"exit {run.returncode}, not {code}: {run.stderr[-500:]}")
+    return (run.stdout.strip().splitlines() or ["ok"])[-1]
+
+
+def run_commands(table: Table, root: Path, device: str) -> None:
+    """Every command, as a user runs it."""
+    on = ("--device", device)
+    precisions = ("fp32", "bf16", "fp16") if device == "cuda" else ("fp32",)
+
+    def command(*arguments: Any, code: int = 0) -> None:
+        shown = " ".join(map(str, arguments[:4]))
+        table.tried(f"cov3d {shown}", lambda: cov3d(root, *arguments, code=code))
+
+    command("phantom", "study", "--scans", 48, "--size", 64, "--format", "nifti")
+    command("check", "study")
+    command("doctor", *on)
+    command("preprocess", "study", *SMALL[:4])
+    for precision in precisions:
+        train = ("train", "study", "--task", "both", *SMALL, *CONVNEXT, *on, "--precision", precision)
+        whole, parts = f"runs/whole-{precision}", f"runs/stopped-{precision}"
+        command(*train, "--output-dir", whole)
+        command(*train, "--output-dir", parts, "--max-hours", 0, code=STOPPED)
+        command(*train, "--output-dir", parts, "--resume")
+        table.tried(f"{precision}: resumed against uninterrupted", lambda w=whole, p=parts: apart(root / w, root / p))
+    accumulated = ("--accumulate", 2, "--clip", 1, "--ema", 0.9, "--checkpoint-activations", "--skip-nan")
+    command("train", "study", "--task", "severity", *SMALL, *RESNET, *on, *accumulated)
+    command("train", "study", "--task", "presence", *SMALL, *RESNET, *on)
+    folds = ("--folds", 2, "--output-dir", "runs/folds")
+    command("cross-validate", "study", "--task", "presence", *SMALL, *CONVNEXT, *on, *folds)
+    learning = (*SMALL, *CONVNEXT, *on)
+    command("pretrain", "study", "--method", "segmentation", *learning)
+    command("pretrain", "study", "--method", "segmia", "--teacher", "pretrained/segmentation", "--soft", *learning)
+    command("pretrain", "study", "--method", "multitask", "--teacher", "pretrained/segmentation", "--soft", *learning)
+    draw_classes(root / "pictures")
+    pictures = ("--side", 64, "--epochs", 2, "--batch-size", 8, "--rate-batch", 0, "--learning-rate", 1e-3)
+    command("pretrain", "pictures", "--method", "imagenet", *pictures, *CONVNEXT, *on)
+    models = ("--model", "outputs/severity", "--model", "outputs/presence", "--model", "pretrained/multitask")
+    for name in dict.fromkeys((device, "cpu")):
+        answers = ("--output", f"{name}.csv", "--masks", f"masks-{name}")
+        command("infer", "study/validation", *models, *answers, "--device", name)
+    table.tried("answers of both devices", lambda: answers_apart(root / f"{device}.csv", root / "cpu.csv"))
+    command("evaluate", f"{device}.csv", "study")
+    command("show-batch", "study", *SMALL[:4], "--architecture", "convnext-tiny")
+
+
+def apart(one: Path, other: Path) -> str:
+    """How far the weights of two runs are apart."""
+    first, second = (safetensors.torch.load_file(run / "last.safetensors") for run in (one, other))
+    largest = max((first[name].float() - second[name].float()).abs().max().item() for name in first)
+    if not largest < 0.1:
+        raise RuntimeError(f"weights are {largest:.1e} apart")
+    return "the same to the bit" if largest == 0 else f"weights at most {largest:.1e} apart"
+
+
+def answers_apart(one: Path, other: Path) -> str:
+    """How far the probabilities of two tables are apart."""
+    tables = []
+    for path in (one, other):
+        with path.open(newline="", encoding="utf-8") as file:
+            tables.append(list(csv.DictReader(file)))
+    columns = ("covid_probability", "mild", "moderate", "severe", "critical")
+    largest = max(abs(float(a[name]) - float(b[name])) for a, b in zip(*tables, strict=True) for name in columns)
+    if not largest < 1e-2:
+        raise RuntimeError(f"probabilities are {largest:.1e} apart")
+    return f"{len(tables[0])} scans, probabilities at most {largest:.1e} apart"
+
+
+def draw_classes(folder: Path) -> None:
+    """Pictures of two classes: smooth, and noise."""
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for name in ("noise", "smooth"):
+        (folder / name).mkdir(parents=True)
+        for k in range(24):
+            side = 64 if name == "noise" else 4
+            pixels = random.integers(0, 256, (side, side), dtype=np.uint8)
+            Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC).save(folder / name / f"{k}.png")
+
+
+def run_tests() -> str:
+    """The tests that have a GPU's part."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib"]
+    run = subprocess.run([*command, *GPU_TESTS], cwd=ROOT, capture_output=True, text=True)
+    if run.returncode:
+        raise RuntimeError("; ".join(line for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))))
+    return run.stdout.strip().splitlines()[-1]
+
+
+def time_steps(table: Table) -> None:
+    """Training steps of both families beside the floor, and the share of augmentation."""
     ceiling = matrix_rate()
-    print(f"bf16 matrix products: {ceiling / 1e12:.0f} TFLOP/s")
-    print(f"{'size':>12} {'batch':>5} {'precision':>9} {'step s':>8} {'scans/s':>8} {'of floor':>8} {'peak GB':>8}")
+    table.line("bf16 matrix products", f"{ceiling / 1e12:.0f} TFLOP/s")
     for (depth, width), flops in SIZES.items():
         for batch in BATCHES:
             for dtype in (torch.float32, torch.bfloat16):
-                print_step(depth, width, batch, dtype, flops * batch / ceiling)
-    print_convnext()
-
-
-def check_answers() -> None:
-    """A model saved from the GPU answers on the CPU as it did there."""
-    net = NetSettings(base_width=16)
-    built = build(net).cuda().eval()
-    scan = torch.randint(0, 256, (2, 1, 32, 64, 64), dtype=torch.uint8)
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        file = save_model(Path(folder) / "m.safetensors", built, net, Preprocessing(width=64), "both", {})
-        here, there = (
-            load_model(file, "cpu").net(as_input(scan)),
-            load_model(file, "cuda").net(as_input(scan.cuda())).cpu(),
-        )
-    difference = (here - there).abs().max().item()
-    print(f"GPU and CPU logits differ by {difference:.1e}: {'ok' if difference < 1e-2 else 'WRONG'}")
-
-
-def check_training(precision: str) -> None:
-    """Two epochs on drawn chests, with accumulation, run and give a finite score."""
-    settings = RunSettings(
-        task="presence",
-        preprocessing=Preprocessing(width=64),
-        net=NetSettings(base_width=16, penultimate=64),
-        training=Training(epochs=2, batch_size=2, accumulate=2, weights="none", precision=precision),
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        study = read_study(write_study(Path(folder) / "study", scans=16, size=64))
-        try:
-            run = train(study, settings, Machine(device="cuda"), Path(folder) / "cache", Path(folder) / "run")
-        except SettingError as error:
-            print(f"training in {precision}: {error}")
-            return
-        score = load_model(run.folder / "last.safetensors").training["macro_f1"]["presence"]
-    print(f"training in {precision}: ok, macro F1 {score:.2f} after two epochs")
-
-
-def matrix_rate(side: int = 8192) -> float:
-    """Operations a second of large bf16 matrix products: the floor that steps are held against."""
-    a, b = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    return 2 * side**3 / timed(lambda: a @ b)
-
-
-def print_step(depth: int, width: int, batch: int, dtype: torch.dtype, floor: float) -> None:
-    """Time a training step; a batch that does not fit is said not to."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    name = str(dtype).removeprefix("torch.")
-    try:
-        seconds = timed(training_step(depth, width, batch, dtype))
-    except torch.OutOfMemoryError:
-        print(f"{depth}x{width}x{width:<4} {batch:>5} {name:>9} does not fit")
-        return
-    peak = torch.cuda.max_memory_allocated() / 1e9
-    shape = f"{depth}x{width}x{width}"
-    print(
-        f"{shape:>12} {batch:>5} {name:>9} {seconds:>8.3f} {batch / seconds:>8.2f} {floor / seconds:>8.0%} {peak:>8.1f}"
-    )
-
-
-def print_convnext(depth: int = 112, width: int = 224, batch: int = 4) -> None:
-    """Time the ConvNeXt-tiny's training step, and the augmentation of its batch, at the published probabilities and at 1."""
-    steps = {}
+                floor = flops * batch / ceiling
+                time_step(table, NetSettings("resnet18"), (depth, width, batch), dtype, floor)
+    fastest = float("inf")
     for dtype in (torch.float32, torch.bfloat16):
         for memory in (torch.contiguous_format, torch.channels_last_3d):
-            for checkpointing in (False, True):
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
-                step = training_step(depth, width, batch, dtype, "convnext-tiny", memory, checkpointing)
-                steps[dtype, memory, checkpointing] = seconds = timed(step)
-                peak = torch.cuda.max_memory_allocated() / 1e9
-                print(f"convnext-tiny {dtype}, {memory}, checkpointing {checkpointing}: {seconds:.3f} s, {peak:.1f} GB")
-    fastest = min(steps.values())
-    scans = torch.randint(0, 256, (batch, 1, depth, width, width), dtype=torch.uint8, device="cuda")
+            seconds = time_step(table, NetSettings("convnext-tiny"), (112, 224, 4), dtype, None, memory)
+            fastest = min(fastest, seconds)
+    scans = torch.randint(0, 256, (4, 1, 112, 224, 224), dtype=torch.uint8, device="cuda")
     generator = torch.Generator().manual_seed(0)
+    for name, numbers in augmentations().items():
+        seconds = timed(partial(augment, scans, numbers, generator))
+        share = f"{seconds / fastest:.1%} of the fastest step"
+        table.line(f"augmentation 4 × 112×224², {name}", share, f"{seconds:.4f}")
+
+
+def augmentations() -> dict[str, Any]:
+    """The published probabilities, and every step every time."""
     published = Augmentation().numbers("convnext")
-    everything = published._replace(**dict.fromkeys(published._fields[1:9], 1.0))
-    for name, numbers in (("published", published), ("every step every time", everything)):
-        seconds = timed(lambda numbers=numbers: augment(scans, numbers, generator))
-        print(f"augmentation, {name}: {1000 * seconds:.1f} ms, {seconds / fastest:.1%} of the fastest step")
+    return {"published": published, "every step": published._replace(**dict.fromkeys(published._fields[1:9], 1.0))}
+
+
+def time_step(
+    table: Table,
+    settings: NetSettings,
+    size: tuple[int, int, int],
+    dtype: torch.dtype,
+    floor: float | None,
+    memory: torch.memory_format = torch.contiguous_format,
+) -> float:
+    """A line for one training step of (D, W, batch); infinity if it does not fit."""
+    depth, width, batch = size
+    what = f"{settings.architecture}, {batch} × {depth}×{width}², {str(dtype)[6:]}, {str(memory)[6:]}"
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        seconds = timed(training_step(settings, size, dtype, memory))
+    except torch.OutOfMemoryError:
+        table.line(what, "does not fit")
+        return float("inf")
+    peak = torch.cuda.max_memory_allocated() / 1e9
+    share = "" if floor is None else f"{floor / seconds:.0%} of the floor, "
+    table.line(what, f"{batch / seconds:.2f} scans/s, {share}{peak:.1f} GB", f"{seconds:.4f}")
+    return seconds
 
 
 def training_step(
-    depth: int,
-    width: int,
-    batch: int,
-    dtype: torch.dtype,
-    architecture: str = "resnet18",
-    memory: torch.memory_format = torch.contiguous_format,
-    checkpointing: bool = False,
-):
+    settings: NetSettings, size: tuple[int, int, int], dtype: torch.dtype, memory: torch.memory_format
+) -> Callable[[], None]:
     """A function that does one step on random scans."""
-    net = build(NetSettings(architecture)).cuda().train().to(memory_format=memory)
-    net.checkpointing = checkpointing
+    depth, width, batch = size
+    net = build(settings).cuda().train().to(memory_format=memory)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-4)
     scans = torch.randint(0, 256, (batch, 1, depth, width, width), dtype=torch.uint8, device="cuda")
 
@@ -164,7 +245,24 @@ def training_step(
     return step
 
 
-def timed(work) -> float:
+def time_inference(table: Table) -> None:
+    """Answers of one network, with reflection, for scans that are read already."""
+    for depth, width in SIZES:
+        settings, preprocessing = NetSettings("resnet18"), Preprocessing(width=width, depth=depth)
+        model = Model(build(settings).cuda().eval(), settings, preprocessing, "both", {}, None, "")
+        ensemble = Ensemble([model], Inference())
+        scan = torch.randint(0, 256, (1, depth, width, width), dtype=torch.uint8)
+        seconds = timed(partial(ensemble.probabilities, {preprocessing: scan}))
+        table.line(f"infer, resnet18 {depth}×{width}²", f"{3600 / seconds:.0f} scans an hour", f"{seconds:.4f}")
+
+
+def matrix_rate(side: int = 8192) -> float:
+    """Operations a second of large bf16 matrix products: the floor that steps are held against."""
+    a, b = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    return 2 * side**3 / timed(lambda: a @ b)
+
+
+def timed(work: Callable[[], Any]) -> float:
     """Median seconds by the device's own clock, after warming up."""
     seconds = []
     for k in range(STEPS + 3):
@@ -176,6 +274,27 @@ def timed(work) -> float:
         if k >= 3:
             seconds.append(begin.elapsed_time(end) / 1e3)
     return statistics.median(seconds)
+
+
+def main() -> None:
+    """All of it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--output", type=Path, help="also write the table to this file")
+    asked = parser.parse_args()
+    gpu = asked.device == "cuda"
+    if gpu and not torch.cuda.is_available():
+        sys.exit("there is no CUDA GPU here; nothing was checked. --device cpu tries the commands without one")
+    table = Table(asked.output)
+    table.line("machine", f"{torch.cuda.get_device_name() if gpu else 'CPU'}, torch {torch.__version__}")
+    with tempfile.TemporaryDirectory() as folder:
+        run_commands(table, Path(folder), asked.device)
+    if gpu and importlib.util.find_spec("pytest"):
+        table.tried("tests that have a GPU's part", run_tests)
+    if gpu:
+        table.tried("training steps", lambda: time_steps(table) or "above")  # type: ignore[func-returns-value]
+        table.tried("inference", lambda: time_inference(table) or "above")  # type: ignore[func-returns-value]
+    sys.exit(f"{table.wrong} of these went wrong" if table.wrong else 0)
 
 
 if __name__ == "__main__":
