@@ -11,6 +11,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -162,10 +163,15 @@ def pretended_gpu(bf16: bool = True) -> Iterator[PretendedGpu]:
         "get_rng_state": lambda device="cuda": torch.zeros(16, dtype=torch.uint8),
         "set_rng_state": lambda state, device="cuda": None,
     }
+    accelerator = {
+        "current_device_index": lambda: 0,
+        "set_device_index": lambda index: None,
+        "current_stream": lambda device=None: SimpleNamespace(is_capturing=lambda: False),
+    }
     with (
         gpu,
         mock.patch.multiple(torch.cuda, **cuda),
-        mock.patch.multiple(torch.accelerator, current_device_index=lambda: 0, set_device_index=lambda index: None),
+        mock.patch.multiple(torch.accelerator, **accelerator),
         mock.patch.object(
             torch.Tensor, "pin_memory", lambda tensor, device=None: tensor
         ),  # also in a thread without a mode
