@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 from fastai.learner import Learner, TrainEvalCallback
 from torch import nn
@@ -85,3 +87,17 @@ def test_training_goes_on_with_the_weights_and_not_with_their_average():
 
 def test_a_step_made_of_several_batches_counts_once():
     assert len(fitted(1, Accumulate(2)).steps) == 2
+
+
+def test_a_step_that_was_called_off_is_not_averaged():
+    """fastai calls ``after_step`` all the same, as after a step that loss scaling leaves out."""
+    net = nn.Linear(1, 1)
+    callback = Ema(0.5)
+    callback.learn = SimpleNamespace(model=net)
+    callback.before_fit()
+    for called_off in (True, False, True):
+        callback.before_step()
+        if called_off:
+            callback.after_cancel_step()
+        callback.after_step()
+    assert callback.average.n_averaged == 1
