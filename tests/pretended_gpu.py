@@ -8,7 +8,6 @@ branch that depends on a value. It does not reach the kernels, streams, NCCL and
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -24,8 +23,9 @@ from torch.utils.checkpoint import _allowed_determinism_checks_to_fns
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 MIXED = "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({})"
-# These take tensors of both devices: values are copied, or they only index.
+# These take tensors of both devices: values are copied, or indices of the CPU are taken to the GPU.
 ACROSS_DEVICES = {"copy_", "__getitem__", "__setitem__", "__set__", "backward", "_has_compatible_shallow_copy_type"}
+JOINING = {"cat", "stack"}  # refuse even a single number of the other device
 
 _Autocast, _Generator, _run_backward = torch.autocast, torch.Generator, torch.autograd._engine_run_backward
 
@@ -35,13 +35,17 @@ class PretendedGpu(TorchFunctionMode):
 
     def __init__(self) -> None:
         self.storages: dict[int, StorageWeakRef] = {}
-        self.generators: weakref.WeakSet[torch.Generator] = weakref.WeakSet()
+        self.generators: list[torch.Generator] = []
         self.in_backward = False  # gradients come from C++, which tells nothing of where they lie
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether a tensor would lie on the GPU."""
         found = self.storages.get(tensor.untyped_storage()._cdata)
         return found is not None and not found.expired()
+
+    def any_held(self, value: Any) -> bool:
+        """Whether a tensor in ``value`` would lie on the GPU."""
+        return any(self.holds(leaf) for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
 
     def put(self, tensor: Tensor) -> Tensor:
         """Note a tensor as one of the GPU."""
@@ -60,7 +64,7 @@ class PretendedGpu(TorchFunctionMode):
             def __new__(cls, device: Any = "cpu") -> torch.Generator:  # type: ignore[misc]
                 made = _Generator()
                 if torch.device(device).type == "cuda":
-                    gpu.generators.add(made)
+                    gpu.generators.append(made)
                 return made
 
         return Generator
@@ -78,7 +82,7 @@ class PretendedGpu(TorchFunctionMode):
             return self.put(gradient) if gradient is not None and self.holds(args[0]) else gradient
         if name in ("to", "cpu", "cuda"):
             return self._moved(name, *args, **kwargs)
-        if name == "numpy" and self.holds(args[0]):
+        if name in ("numpy", "__array__") and self.holds(args[0]) and not kwargs.get("force"):
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
         return self._computed(function, name, args, kwargs)
 
@@ -110,15 +114,17 @@ class PretendedGpu(TorchFunctionMode):
     def _computed(self, function: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         on_gpu = [tensor for tensor in given if self.holds(tensor)]
-        mixed = bool(on_gpu) and any(tensor.dim() and not self.holds(tensor) for tensor in given)
+        mixed = bool(on_gpu) and any((tensor.dim() or name in JOINING) and not self.holds(tensor) for tensor in given)
         if mixed and name not in ACROSS_DEVICES and not self.in_backward:
             raise RuntimeError(MIXED.format(name))
+        if name in ("__getitem__", "__setitem__") and not self.holds(args[0]) and self.any_held(args[1]):
+            raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
         wanted = kwargs.get("device")
         there = bool(on_gpu) if wanted is None else torch.device(wanted).type == "cuda"
         if wanted is not None:
             kwargs["device"] = CPU
         generator = kwargs.get("generator")
-        if generator is not None and (generator in self.generators) != there:
+        if generator is not None and any(generator is made for made in self.generators) != there:
             raise RuntimeError(f"Expected a '{'cuda' if there else 'cpu'}' device type for generator ({name})")
         result = (_convolved if name in ("conv2d", "conv3d") else _called)(function, args, kwargs)
         if there and name not in ("copy_", "__set__", "__setitem__"):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from fake_cuda import GPU, REAL, Cuda
 from fastai.optimizer import Adam
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cov3d.config import Augmentation, Inference, LossSettings, NetSettings, Preprocessing
 from cov3d.config.pictures import FLAT
@@ -21,7 +21,7 @@ from cov3d.nets.model import Model
 from cov3d.results.ensemble import Ensemble
 from cov3d.results.views import forward, views_of
 from cov3d.training.augment import apply, move_masks
-from cov3d.training.dice import LesionLoss, MaskJudge
+from cov3d.training.dice import BothJudge, LesionLoss, MaskJudge
 from cov3d.training.draws import draw
 from cov3d.training.judge import ClassJudge
 from cov3d.training.loss import BalancedCrossEntropy, JointLoss, Loss
@@ -44,8 +44,18 @@ def cuda() -> Cuda:
 
 
 def answers(net: nn.Module, x: Tensor, half: torch.dtype | None) -> Any:
-    with torch.autocast("cuda", half, enabled=half is not None):
-        return to_float(net(x))
+    with autocast(half):
+        assert torch.is_autocast_enabled("cuda") == (half is not None)
+        found = net(x)
+    logits = found[0] if isinstance(found, tuple) else found
+    assert logits is None or logits.dtype == (half or torch.float32)  # masks are resized last, in float32
+    return to_float(found)
+
+
+def autocast(half: torch.dtype | None) -> torch.autocast:
+    """Autocast of CUDA, which torch would turn off where there is none."""
+    with mock.patch.multiple(torch.cuda, is_available=lambda: True, is_bf16_supported=lambda **options: True):
+        return torch.autocast("cuda", half, enabled=half is not None)
 
 
 @pytest.mark.parametrize("half", HALVES, ids=str)
@@ -129,23 +139,16 @@ def give_gradients(net: nn.Module) -> None:
         parameter.grad = torch.ones_like(parameter)
 
 
-def test_the_moving_average_stays_on_the_gpu(cuda: Cuda):
-    net = cuda.put(build(small("resnet18")))
-    average = [cuda.put(torch.zeros(p.shape)) for p in net.parameters()]
-    with cuda, torch.no_grad():
-        get_ema_multi_avg_fn(0.9)(average, list(net.parameters()), 1)
-    assert {tensor.device for tensor in average} == {GPU}
-
-
 def test_what_validation_notes_is_brought_to_the_cpu(cuda: Cuda):
     rows = [SimpleNamespace(presence=1, severity=1)] * 4
-    judges = [ClassJudge(rows, "both", {}), MaskJudge(rows)]
+    judges = [ClassJudge(rows, "both", {}), MaskJudge(rows), ClassJudge(rows, "severity", {}), MaskJudge(rows)]
     logits, masks, labels, weight = (
         cuda.put(t) for t in (torch.zeros(4, 6), torch.zeros(4, 1, 8, 8, 8), LABELS, torch.ones(4))
     )
     with cuda:
         judges[0].see(logits, (labels, weight))
         judges[1].see((None, masks), (labels, weight, masks))
+        BothJudge(judges[2], judges[3]).see((logits, masks), (labels, weight, masks))
     assert {column.device for judge in judges for column in judge.batches[0]} == {torch.device("cpu")}
 
 

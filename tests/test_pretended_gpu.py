@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 from fastai.optimizer import Adam, Optimizer
@@ -16,7 +19,12 @@ MIXED = "Expected all tensors to be on the same device"
 def test_tensors_of_both_devices_are_refused_but_for_numbers_and_copies():
     with pretended_gpu():
         there, here = torch.ones(2, device="cuda"), torch.ones(2)
-        for mixed in (lambda: there + here, lambda: there.mul_(here), lambda: torch.stack([there, here])):
+        for mixed in (
+            lambda: there + here,
+            lambda: there.mul_(here),
+            lambda: torch.stack([there, here]),
+            lambda: torch.stack([there[0], here[0]]),
+        ):
             with pytest.raises(RuntimeError, match=MIXED):
                 mixed()
         assert (there * torch.tensor(2.0)).device == GPU
@@ -25,9 +33,20 @@ def test_tensors_of_both_devices_are_refused_but_for_numbers_and_copies():
         assert here.to(there).device == GPU and here.to("cuda", torch.float16).device == GPU
 
 
-def test_numpy_is_refused_what_lies_on_the_gpu():
+def test_indices_of_the_gpu_are_refused_by_a_tensor_of_the_cpu_and_not_the_other_way_round():
+    with pretended_gpu():
+        there, here = torch.tensor([1, 0], device="cuda"), torch.tensor([1, 0])
+        assert there[here].device == GPU
+        with pytest.raises(RuntimeError, match="indices should be either on cpu"):
+            here[there]
+        with pytest.raises(RuntimeError, match="indices should be either on cpu"):
+            here[there] = 0
+
+
+@pytest.mark.parametrize("convert", [torch.Tensor.numpy, np.asarray])
+def test_numpy_is_refused_what_lies_on_the_gpu(convert: Callable):
     with pretended_gpu(), pytest.raises(TypeError, match=r"Use Tensor\.cpu"):
-        torch.ones(2, device="cuda").numpy()
+        convert(torch.ones(2, device="cuda"))
 
 
 def test_a_generator_draws_on_its_own_device_only():

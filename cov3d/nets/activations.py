@@ -5,7 +5,9 @@ PyTorch issues 22496 and 132300: with more, 3D convolutions fail, or take many t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +20,12 @@ MOST_VALUES = 2**31 - 1
 
 
 def largest_activation(network: nn.Module, shape: Sequence[int]) -> int:
-    """Values in the largest output of any layer for one input ``(1, *shape)``, found without memory or arithmetic."""
+    """Values in the largest input or output of any layer for one scan ``(1, 1, *shape)``, found without memory or arithmetic."""
     largest = 0
 
     def note(module: nn.Module, inputs: object, output: object) -> None:
         nonlocal largest
-        sizes = [leaf.numel() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        sizes = [leaf.numel() for leaf in tree_leaves((inputs, output)) if isinstance(leaf, Tensor)]
         largest = max(largest, *sizes, 0)
 
     hooks = [module.register_forward_hook(note) for module in network.modules()]
@@ -37,19 +39,16 @@ def largest_activation(network: nn.Module, shape: Sequence[int]) -> int:
     return largest
 
 
-def check_batch(network: nn.Module, widest: int, batch: int, shape: Sequence[int], device: torch.device) -> None:
+def check_batch(network: Any, batch: int, shape: Sequence[int], device: torch.device) -> None:
     """Refuse a batch ``(batch, 1, *shape)`` whose activations are too large for a GPU.
 
-    ``widest`` is the network's base width: no layer has more values than that for each voxel (or pixel) of its input, so that
-    usual sizes need no closer look.
+    ``network`` is an :class:`~cov3d.nets.encoder.Encoder` or :class:`~cov3d.nets.upernet.Segmenter`: no layer of these has more
+    values for a voxel (or pixel) of the scan than the first stage has channels, so that usual sizes need no closer look.
 
     Raises:
         SettingError: with the largest batch that can be.
     """
-    values = batch
-    for side in shape:
-        values *= side
-    if device.type != "cuda" or values * widest <= MOST_VALUES:
+    if device.type != "cuda" or batch * math.prod(shape) * network.widths[0] <= MOST_VALUES:
         return
     most = MOST_VALUES // largest_activation(network, shape)
     if batch <= most:
@@ -58,7 +57,7 @@ def check_batch(network: nn.Module, widest: int, batch: int, shape: Sequence[int
     if not most:
         raise SettingError(
             f"at {sides} a layer's output has more than 2³¹ values, which convolutions on a GPU cannot count; "
-            "say --device cpu, or take a smaller --width"
+            "say --device cpu, or train at a smaller --width"
         )
     raise SettingError(
         f"a batch of {batch} at {sides} gives a layer more than 2³¹ values, which convolutions on a GPU cannot count; "

@@ -112,7 +112,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
     check_finite(tensors, path)
     model.net.load_state_dict(tensors, assign=True)
     try:
-        check_batch(model.net, model.settings.numbers.base_width, 1, model.preprocessing.shape, torch.device(device))
+        check_batch(model.net, 1, model.preprocessing.shape, torch.device(device))
     except SettingError as error:
         raise ModelError(f"{path}: {error}") from error
     model.net.to(device).eval()

@@ -33,6 +33,7 @@ class Segmenter(nn.Module):
     def __init__(self, encoder: Encoder, classify: bool):
         super().__init__()
         self.encoder = encoder
+        self.widths = encoder.widths
         self.classify = classify
         if not classify:
             encoder.head = nn.Identity()  # what nothing trains is nobody's to start from

@@ -40,11 +40,11 @@ class Ema(Callback):
         self.learn.model = self.trained
 
     def before_step(self) -> None:
-        """Expect a step."""
+        """Assume that the step will be taken."""
         self.stepped = True
 
     def after_cancel_step(self) -> None:
-        """Leave a step out that was not taken: fastai calls ``after_step`` all the same."""
+        """Leave out a step that fp16's overflow or ``--skip-nan`` called off: fastai calls ``after_step`` all the same."""
         self.stepped = False
 
     def after_step(self) -> None:

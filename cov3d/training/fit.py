@@ -32,7 +32,7 @@ from cov3d.training.epochs import EpochKeeper, Epochs
 from cov3d.training.keeper import Keeper
 from cov3d.training.loaders import Loaders
 from cov3d.training.order import generator_of
-from cov3d.training.precision import DTYPES, Precision
+from cov3d.training.precision import Precision
 from cov3d.training.ranks import SAME_ROWS, Ranks
 from cov3d.training.session import Session
 from cov3d.training.state import Part, ResumableLearner, State, read_state
@@ -111,10 +111,8 @@ class Fit:
         trouble = Trouble(data, ranks, accumulate, self.training.skip_nan)
         self.parts |= {"network": network, "kept": self.keeper, "trouble": trouble}
         self.parts |= {"average": average} if average else {}
-        callbacks = [TrainEvalCallback(), *more, *([average] if average else []), *steps(self.training)]
-        if self.precision in DTYPES:
-            self.parts["scaler"] = precision = Precision(self.precision, data.device)
-            callbacks.append(precision)
+        self.parts["scaler"] = precision = Precision(self.precision, data.device)
+        callbacks = [TrainEvalCallback(), *more, *([average] if average else []), precision, *steps(self.training)]
         callbacks += [] if ranks.alone else [Together(ranks, data.order)]
         given = {"loss_func": loss.to(data.device), "opt_func": optimiser, "default_cbs": False}
         return ResumableLearner(data, network, cbs=[*callbacks, trouble], **given, **options)
@@ -128,8 +126,8 @@ class Fit:
         seed_rank(self.training.seed, ranks)
         done = found["epochs"] * len(learner.dls.train) + found["batches"] if found else 0
         own = alone_in(self.folder) if ranks.first else nullcontext()
-        autocast = closing(learner.precision) if hasattr(learner, "precision") else nullcontext()
-        with own, autocast, advice(), self.session.asked_to_stop() as asked, progress(total, "train", done) as step:
+        bar = progress(total, "train", done)
+        with own, closing(learner.precision), advice(), self.session.asked_to_stop() as asked, bar as step:
             epochs = Epochs(self.keeper, step, ranks)
             parts = {**self.parts, "epoch": epochs}
             state = State(path, self.run, parts, self.session, asked, self.training.accumulate, found)

@@ -84,7 +84,7 @@ def pretrain_pictures(
             tell(found, output)
         seed_everything(training.seed)
         network = build_flat(net, len(found.classes))
-        check_batch(network, net.numbers.base_width, training.batch_size, (settings.side,) * 2, here.device)
+        check_batch(network, training.batch_size, (settings.side,) * 2, here.device)
         network.checkpointing = training.checkpoint_activations
         millions = sum(p.numel() for p in network.parameters()) / 1e6
         say(f"2D {net.architecture}: {millions:.2f} M parameters on {here.device}")

@@ -1,7 +1,7 @@
 """Mixed precision: the forward pass under autocast, and loss scaling where gradients would underflow.
 
 Micikevicius et al., "Mixed Precision Training", arXiv 1710.03740. fastai's own callback maps a cast over the network's output,
-which fails where a part of it is None, and runs on CUDA alone.
+which fails where a part of it is None.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.training import GradientClip
 from fastai.learner import CancelStepException
 from torch import Tensor
 
@@ -21,30 +22,32 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision(Callback):
-    """Run the forward pass in ``bf16`` or ``fp16``; the loss and all weights stay in float32.
+    """Run the forward pass in ``fp32``, ``bf16`` or ``fp16``; the loss and all weights stay in float32.
 
     fp16 scales the loss, and leaves out the steps whose gradients overflow. bf16 has the range of float32 and needs neither.
     """
 
-    order = 10
+    order = GradientClip.order - 1  # gradients are clipped once they are unscaled
 
     def __init__(self, precision: str, device: torch.device):
-        self.dtype, self.device = DTYPES[precision], device
+        self.dtype, self.device = DTYPES.get(precision), device
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.overflowed = False  # in the last step
         self.autocast = ExitStack()
 
     def state_dict(self) -> dict[str, Any]:
-        """The loss scale and how long it has held; empty for bf16."""
+        """The loss scale and how long it has held; empty but for fp16."""
         return self.scaler.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue with a loss scale."""
-        self.scaler.load_state_dict(dict(state))
+        """Continue with a loss scale; begin with the usual one after a session on a device without."""
+        if state:
+            self.scaler.load_state_dict(dict(state))
 
     def before_batch(self) -> None:
         """Enter autocast."""
-        self.autocast.enter_context(torch.autocast(self.device.type, self.dtype))
+        self.close()
+        self.autocast.enter_context(torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None))
 
     def after_pred(self) -> None:
         """Leave autocast, and give the loss float32."""

@@ -81,7 +81,7 @@ class State(Callback):
         if self.found is None:
             return
         for name, part in self.parts().items():
-            part.load_state_dict(self.found["parts"][name])
+            part.load_state_dict(self.found["parts"].get(name, {}))  # 0.1.0 saved no loss scale for fp32
         epoch, batch = self.found["epochs"], self.found["batches"]
         self.learn.first_epoch, self.learn.first_batch = epoch, batch
         self.learn.train_iter = self.found["steps"]

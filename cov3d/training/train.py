@@ -163,13 +163,7 @@ def start_network(settings: RunSettings, device: torch.device, heads: Heads = (C
     """The network with the weights that it starts from; everything that is drawn from here on follows the seed."""
     seed_everything(settings.training.seed)
     network = build(settings.net, heads)
-    check_batch(
-        network,
-        settings.net.numbers.base_width,
-        settings.training.batch_size,
-        settings.preprocessing.shape,
-        device,
-    )
+    check_batch(network, settings.training.batch_size, settings.preprocessing.shape, device)
     millions = sum(p.numel() for p in network.parameters()) / 1e6
     say(f"{settings.net.architecture}: {millions:.2f} M parameters on {device}")
     training = settings.training

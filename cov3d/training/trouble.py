@@ -73,7 +73,7 @@ class Trouble(Callback):
 
     def after_cancel_step(self) -> None:
         """Count what loss scaling called off."""
-        if getattr(self.learn, "precision", None) is not None and self.learn.precision.overflowed:
+        if self.learn.precision.overflowed:
             self.left_out += 1
 
     def _leave_out(self, what: str) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from pretended_gpu import pretended_gpu
 from shapes import draw_shapes
@@ -44,7 +44,9 @@ EVERYTHING = Augmentation(
 RESNET = RunSettings(
     preprocessing=Preprocessing(width=32),
     net=NetSettings(base_width=4, penultimate=8),
-    training=Training(epochs=2, batch_size=2, accumulate=2, learning_rate=1e-3, clip=1.0, skip_nan=True),
+    training=Training(
+        epochs=2, batch_size=2, accumulate=2, learning_rate=1e-3, clip=1.0, skip_nan=True, checkpoint_activations=True
+    ),
     augmentation=Augmentation(flip_width=0.5),
 )
 CONVNEXT = replace(
@@ -57,7 +59,7 @@ CONVNEXT = replace(
 MASKS = replace(
     CONVNEXT,
     task="severity",
-    training=replace(CONVNEXT.training, epochs=1, batch_size=4, validation_fraction=0.3),
+    training=replace(CONVNEXT.training, epochs=1, validation_fraction=0.3),
     augmentation=Augmentation(),
 )
 
@@ -137,33 +139,52 @@ def gpu() -> Iterator[None]:
         yield
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """What a run has learnt."""
-    [file] = [folder / name for name in ("last.safetensors", "weights.safetensors") if (folder / name).exists()]
-    return safetensors.torch.load_file(file)
+def state(folder: Path) -> dict[str, Any]:
+    """All that a run has saved to be resumed."""
+    return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)["parts"]
 
 
-def stopped_once(fit: Callable[..., Path], root: Path, output: Path) -> Path:
-    """A run that is stopped after its first step, and resumed."""
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """How far two networks' weights are apart: the Euclidean norm."""
+    return sum(float((one[name].double() - other[name].double()).square().sum()) for name in one) ** 0.5
+
+
+def stopped_once(fit: Callable[..., Path], root: Path, output: Path) -> dict[str, torch.Tensor]:
+    """The network of a run that is stopped after its first step, as it is then."""
     with pytest.raises(Stopped):
         fit(root, output, saving=Saving(max_hours=0.0))
-    return fit(root, output, resume=True)
+    [saved] = output.rglob("state.pt")
+    return state(saved.parent)["network"]
 
 
 def test_a_gpu_without_bf16_scales_the_loss_and_its_scale_is_resumed(root: Path, tmp_path: Path):
     """It begins at 2¹⁶, and is halved with each step that overflows and is left out."""
-    fit = (
-        TRAININGS["train a ResNet"]
-        if not REAL
-        else on(replace(RESNET, training=replace(RESNET.training, precision="fp16")))
-    )
+    fit = on(replace(RESNET, training=replace(RESNET.training, precision="fp16")))
     with nullcontext() if REAL else pretended_gpu(bf16=False):
-        whole, resumed = fit(root, tmp_path / "whole"), stopped_once(fit, root, tmp_path / "resumed")
-    states = [torch.load(folder / "state.pt", weights_only=True)["parts"]["scaler"] for folder in (whole, resumed)]
-    with (resumed / "history.csv").open(newline="") as file:
+        stopped_once(fit, root, tmp_path / "run")
+        folder = fit(root, tmp_path / "run", resume=True)
+    with (folder / "history.csv").open(newline="") as file:
         left_out = sum(int(row["left_out"]) for row in csv.DictReader(file))
-    assert states[0] == states[1] and states[0]["scale"] == 2.0 ** (16 - left_out)
-    assert all(tensor.isfinite().all() for tensor in weights(resumed).values())
+    saved = state(folder)
+    assert saved["scaler"]["scale"] == 2.0 ** (16 - left_out)
+    assert all(tensor.isfinite().all() for tensor in saved["network"].values())
+
+
+@pytest.mark.skipif(REAL, reason="a real GPU cannot lose its bf16")
+@pytest.mark.parametrize(("first", "second"), [("fp32", "bf16"), ("bf16", "fp16"), ("fp16", "bf16"), ("fp16", "fp32")])
+def test_a_training_is_resumed_on_another_kind_of_device(root: Path, tmp_path: Path, first: str, second: str):
+    """A job that is requeued may find another GPU, or none; ``--precision auto`` follows it."""
+
+    def session(precision: str, **values) -> Path:
+        machine = replace(GPU, device="cpu" if precision == "fp32" else "cuda")
+        with nullcontext() if precision == "fp32" else pretended_gpu(bf16=precision == "bf16"):
+            return train(studied(root), RESNET, machine, root / "cache", tmp_path / "run", **values).folder
+
+    with pytest.raises(Stopped):
+        session(first, saving=Saving(max_hours=0.0))
+    saved = state(session(second, resume=True))
+    assert bool(saved["scaler"]) == (second == "fp16")
+    assert all(tensor.isfinite().all() for tensor in saved["network"].values())
 
 
 @pytest.mark.parametrize("training", TRAININGS)
@@ -171,8 +192,11 @@ def test_a_training_in_half_precision_that_is_stopped_and_resumed_learns_the_sam
     root: Path, tmp_path: Path, gpu: None, training: str
 ):
     fit = TRAININGS[training]
-    whole = weights(fit(root, tmp_path / "whole"))
-    resumed = weights(stopped_once(fit, root, tmp_path / "resumed"))
-    assert all(tensor.isfinite().all() for tensor in whole.values())
-    tolerance = {"atol": 5e-2, "rtol": 5e-2} if REAL else {"atol": 0, "rtol": 0}  # a GPU adds up in any order
-    torch.testing.assert_close(resumed, whole, **tolerance)
+    whole = state(fit(root, tmp_path / "whole"))
+    begun = stopped_once(fit, root, tmp_path / "resumed")
+    resumed = state(fit(root, tmp_path / "resumed", resume=True))
+    learnt, apart = distance(whole["network"], begun), distance(whole["network"], resumed["network"])
+    assert all(tensor.isfinite().all() for tensor in whole["network"].values())
+    assert learnt > 0 and apart <= (0.5 * learnt if REAL else 0)  # a GPU adds up in an order that varies
+    steps = [[own.get("step") for own in saved["optimizer"]["state"]] for saved in (whole, resumed)]
+    assert steps[0] == steps[1]

@@ -47,7 +47,6 @@ def test_autocast_lasts_from_the_batch_to_its_prediction():
     assert not torch.is_autocast_enabled("cpu") and callback.learn.pred.dtype == torch.float32
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
 def test_autocast_is_off_after_a_forward_pass_that_failed(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Else a notebook that lowers the batch size and trains again would do everything in half precision."""
 
