@@ -4,9 +4,9 @@
 
 Needs a CUDA GPU and the packages of ``cov3d train``; about ten minutes. In turn:
 
-1. each command of the mission on a drawn study, as a user runs it; the trainings in half precision, one of each precision
-   stopped after its first step and resumed;
-2. whether answers and weights are those of a CPU, and of a run that was not stopped;
+1. each command on a drawn study, as a user runs it; a training in each precision, and once more, stopped after its first step
+   and resumed;
+2. whether answers are those of a CPU, and weights those of a run that was not stopped;
 3. the tests that have a GPU's part (``tests/test_fake_cuda.py`` and others), where pytest is installed;
 4. seconds, scans a second and peak memory of training steps, beside the floor that the GPU's own matrix products set; which
    share of a step the augmentation takes; scans an hour of inference.
@@ -30,7 +30,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from cov3d import Augmentation, Inference, NetSettings, build
@@ -38,6 +37,7 @@ from cov3d.config import Preprocessing
 from cov3d.nets.inputs import as_input
 from cov3d.nets.model import Model
 from cov3d.results.ensemble import Ensemble
+from cov3d.runs import STATE
 from cov3d.training.augment import augment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +57,8 @@ class Table:
 
     def __init__(self, path: Path | None):
         self.path, self.wrong = path, 0
+        if path is not None:
+            path.write_text("", encoding="utf-8")
         self.line("what", "found", "seconds")
         self.line("---", "---", "---:")
 
@@ -78,11 +80,15 @@ class Table:
         self.line(what, found, f"{time.monotonic() - begin:.1f}")
 
 
+def environment() -> dict[str, str]:
+    """This process's, in which the repository's own cov3d is found, installed or not."""
+    return {**os.environ, "NO_COLOR": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+
+
 def cov3d(root: Path, *arguments: Any, code: int = 0) -> str:
     """The last line that a command prints, in the folder ``root``."""
-    environment = {**os.environ, "NO_COLOR": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     command = [sys.executable, "-m", "cov3d", *map(str, arguments)]
-    run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    run = subprocess.run(command, cwd=root, env=environment(), capture_output=True, text=True)
     if run.returncode != code:
         raise RuntimeError(f"exit {run.returncode}, not {code}: {run.stderr[-500:]}")
     return (run.stdout.strip().splitlines() or ["ok"])[-1]
@@ -97,6 +103,7 @@ def run_commands(table: Table, root: Path, device: str) -> None:
         shown = " ".join(map(str, arguments[:4]))
         table.tried(f"cov3d {shown}", lambda: cov3d(root, *arguments, code=code))
 
+    command("demo", "demo", *on)
     command("phantom", "study", "--scans", 48, "--size", 64, "--format", "nifti")
     command("check", "study")
     command("doctor", *on)
@@ -106,11 +113,16 @@ def run_commands(table: Table, root: Path, device: str) -> None:
         whole, parts = f"runs/whole-{precision}", f"runs/stopped-{precision}"
         command(*train, "--output-dir", whole)
         command(*train, "--output-dir", parts, "--max-hours", 0, code=STOPPED)
+        begun = network(root / parts) if (root / parts / STATE).exists() else {}
         command(*train, "--output-dir", parts, "--resume")
-        table.tried(f"{precision}: resumed against uninterrupted", lambda w=whole, p=parts: apart(root / w, root / p))
+        table.tried(f"{precision}: resumed against uninterrupted", partial(apart, root / whole, root / parts, begun))
     accumulated = ("--accumulate", 2, "--clip", 1, "--ema", 0.9, "--checkpoint-activations", "--skip-nan")
     command("train", "study", "--task", "severity", *SMALL, *RESNET, *on, *accumulated)
     command("train", "study", "--task", "presence", *SMALL, *RESNET, *on)
+    if device == "cpu" or torch.cuda.device_count() > 1:
+        table.tried("torchrun, two processes", lambda: torchrun(root, on))
+    else:
+        table.line("torchrun, two processes", "not checked: there is one GPU")
     folds = ("--folds", 2, "--output-dir", "runs/folds")
     command("cross-validate", "study", "--task", "presence", *SMALL, *CONVNEXT, *on, *folds)
     learning = (*SMALL, *CONVNEXT, *on)
@@ -129,13 +141,32 @@ def run_commands(table: Table, root: Path, device: str) -> None:
     command("show-batch", "study", *SMALL[:4], "--architecture", "convnext-tiny")
 
 
-def apart(one: Path, other: Path) -> str:
-    """How far the weights of two runs are apart."""
-    first, second = (safetensors.torch.load_file(run / "last.safetensors") for run in (one, other))
-    largest = max((first[name].float() - second[name].float()).abs().max().item() for name in first)
-    if not largest < 0.1:
-        raise RuntimeError(f"weights are {largest:.1e} apart")
-    return "the same to the bit" if largest == 0 else f"weights at most {largest:.1e} apart"
+def torchrun(root: Path, on: tuple[str, str]) -> str:
+    """Two processes that train together."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "cov3d", "train", "study"]
+    options = (*SMALL, *RESNET, *on, "--sync-batchnorm", "--output-dir", "runs/together")
+    run = subprocess.run([*command, *map(str, options)], cwd=root, env=environment(), capture_output=True, text=True)
+    if run.returncode:
+        raise RuntimeError(f"exit {run.returncode}: {run.stderr[-500:]}")
+    return "trained"
+
+
+def network(run: Path) -> dict[str, torch.Tensor]:
+    """The network of a run as it was saved last."""
+    return torch.load(run / STATE, map_location="cpu", weights_only=True)["parts"]["network"]
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """How far two networks' weights are apart: the Euclidean norm."""
+    return sum(float((one[name].double() - other[name].double()).square().sum()) for name in one) ** 0.5
+
+
+def apart(whole: Path, resumed: Path, begun: dict[str, torch.Tensor]) -> str:
+    """How far two runs are apart, as a share of how far they have come since ``begun``."""
+    share = distance(network(whole), network(resumed)) / distance(network(whole), begun)
+    if not share < 0.5:
+        raise RuntimeError(f"weights are {share:.0%} of the way apart")
+    return "the same to the bit" if share == 0 else f"weights {share:.1e} of the way apart"
 
 
 def answers_apart(one: Path, other: Path) -> str:

@@ -16,6 +16,7 @@ import torch
 from conftest import write_slices
 from fastai.learner import Learner, TrainEvalCallback
 from fastai.optimizer import SGD
+from pretended_gpu import pretended_gpu
 from typer.testing import CliRunner
 
 from cov3d import (
@@ -37,7 +38,6 @@ from cov3d.training.fit import advice
 from cov3d.training.loaders import Loaders
 from cov3d.training.order import Order
 from cov3d.training.precision import pick_precision
-from cov3d.training.train import start_network
 
 TINY = RunSettings(
     task="both",
@@ -335,11 +335,17 @@ def test_accumulated_batches_step_like_the_large_batch(batch_size: int):
         torch.testing.assert_close(value, expected[name])
 
 
-def test_a_batch_that_a_gpu_cannot_count_is_refused_before_scans_are_read():
+def test_a_batch_that_a_gpu_cannot_count_is_refused_before_scans_are_preprocessed(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("cov3d.training.train.fill_cache", lambda *given: pytest.fail("scans were preprocessed"))
     training = replace(TINY.training, batch_size=9, weights="none")
     settings = replace(TINY, net=NetSettings(), preprocessing=Preprocessing(width=320), training=training)
-    with pytest.raises(SettingError, match=r"^a batch of 9 at 160×320×320 .* lower --batch-size to 8 "):
-        start_network(settings, torch.device("cuda"))
+    with (
+        pretended_gpu(),
+        pytest.raises(SettingError, match=r"^a batch of 9 at 160×320×320 .* lower --batch-size to 8 "),
+    ):
+        train(read_study(study), settings, Machine(device="cuda"), tmp_path / "cache", tmp_path / "run")
 
 
 def test_half_precision_is_for_gpus():
