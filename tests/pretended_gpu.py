@@ -9,7 +9,7 @@ branch that depends on a value. It does not reach the kernels, streams, NCCL and
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import _allowed_determinism_checks_to_fns
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+REAL = torch.cuda.is_available()
 MIXED = "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({})"
 # These take tensors of both devices: values are copied, or indices of the CPU are taken to the GPU.
 ACROSS_DEVICES = {"copy_", "__getitem__", "__setitem__", "__set__", "backward", "_has_compatible_shallow_copy_type"}
@@ -153,6 +154,11 @@ class _CpuAutocast(_Autocast):
 
     def __init__(self, device_type: str, *args: Any, **kwargs: Any):
         super().__init__("cpu", *args, **kwargs)
+
+
+def any_gpu() -> AbstractContextManager[Any]:
+    """The GPU that is here, or a pretended one."""
+    return nullcontext() if REAL else pretended_gpu()
 
 
 @contextmanager

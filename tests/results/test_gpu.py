@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +9,11 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from pretended_gpu import pretended_gpu
+from pretended_gpu import REAL, any_gpu
 
 from cov3d import Machine, NetSettings, Preprocessing, build, infer, save_model
 from cov3d.phantom import write_study
 from cov3d.predictions import Prediction
-
-REAL = torch.cuda.is_available()
 
 
 def test_an_ensemble_answers_and_draws_on_a_gpu_as_on_a_cpu(tmp_path: Path):
@@ -35,7 +32,7 @@ def test_an_ensemble_answers_and_draws_on_a_gpu_as_on_a_cpu(tmp_path: Path):
         masks = [np.asarray(nibabel.load(file).dataobj) for file in sorted(folder.iterdir())]  # type: ignore[attr-defined]
         return [replace(row, seconds=None) for row in rows], masks
 
-    with nullcontext() if REAL else pretended_gpu():
+    with any_gpu():
         there = answered("cuda")
     here = answered("cpu")
     for one, other in zip(there[0], here[0], strict=True):
